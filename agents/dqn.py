@@ -183,7 +183,7 @@ class Training(Session):
 
     def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
         super().__init__(config, run, compute, world, "agents.dqn", env)
-        self.replay = make_replay(config, run, compute, world, self.env, self.seed)
+        self.replay = make_replay(config, run, compute, world, self.env, self.seed, lambda: self.is_finished)
         torch.manual_seed(config.seed)
         self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
         self.policy = Policy(self.learner.online, compute, self.seed)
@@ -266,7 +266,9 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
 
     training.start(config.pretrained_backbone)  # restores the checkpoint of a resumed run
     training.print_settings(DEVIATIONS.get(config.preset, ()), terminal_on_life_loss=config.terminal_on_life_loss)
-    run.print(f"replay buffer: {sum(world.gather(len(replay))):,} of {config.replay_capacity:,} transitions")
+    stored = sum(world.gather(len(replay)))
+    if not training.is_finished:
+        run.print(f"replay buffer: {stored:,} of {config.replay_capacity:,} transitions")
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations(metrics, lambda: replay.needs_checkpoint):
         (actors or training).iterate()

@@ -96,6 +96,14 @@ class TrainingState(ABC, Generic[NetworkT]):
         """True if a validation follows the update that has just ended."""
 
     @property
+    def trained_hours(self) -> float:
+        """Hours of training up to the last checkpoint: with validations, without interruptions of the run.
+
+        The final evaluation does not count, so that they stay the same if a finished run is resumed, which repeats it.
+        """
+        return self.stopwatch.hours
+
+    @property
     def should_stop_early(self) -> bool:
         """True if the run ends before its last update (early stopping)."""
         return False
@@ -200,6 +208,34 @@ class TrainingState(ABC, Generic[NetworkT]):
         self.show_progress(run, scalars)
 
 
+def repeat_interrupted(
+    is_pending: Callable[[], bool],
+    evaluate: Callable[[], object],
+    save: Callable[[], object],
+    world: World,
+    device: torch.device,
+) -> bool:
+    """Repeat an evaluation that a signal interrupted before the run was resumed. All processes must call this.
+
+    Args:
+        is_pending: returns True in a process whose evaluation was interrupted.
+        evaluate: evaluates, and leaves `is_pending` True if a signal interrupts it again.
+        save: saves a checkpoint in which the evaluation is done.
+        world: processes of the run.
+        device: of the votes.
+
+    Returns:
+        True if it was interrupted again, so that the run stops.
+    """
+    repeats = world.any(is_pending(), device)
+    if is_pending():
+        evaluate()
+    stopping = world.any(is_pending(), device)
+    if repeats and not stopping:
+        save()
+    return stopping
+
+
 def run_updates(
     training: TrainingState[Any], run: Run, update: Callable[[], object], validate: Callable[[], object]
 ) -> bool:
@@ -228,14 +264,15 @@ def _run_updates(
     config, world, device = training.config, training.world, training.compute.torch_device
     interval = LogInterval(training.updates)
     training.show_progress(run, {})
-    repeats = world.any(training.validation_pending, device)
-    if training.validation_pending:
-        _validate(training, validate)
+    stopping = repeat_interrupted(
+        lambda: training.validation_pending,
+        lambda: _validate(training, validate),
+        lambda: training.save(run),
+        world,
+        device,
+    )
     # All processes vote, so that they leave the loop together. A run that stopped early also stops when it is resumed.
     stop_early = world.any(training.should_stop_early, device)
-    stopping = world.any(training.validation_pending, device)  # True if it was interrupted again
-    if repeats and not stopping:
-        training.save(run)
     while training.updates < training.total_updates and not stop_early and not stopping:
         update()
         if training.updates % config.log_every_updates == 0:

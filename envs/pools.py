@@ -108,7 +108,8 @@ class WorkerPool(Pool):
         if os.name != "posix":  # the connection is inherited as a file descriptor
             raise UserError("Worker processes for environments need Linux or macOS: remove --env-workers.")
         self._owner = {i: i * workers // num_envs for i in range(num_envs)}
-        self._sent: list[tuple[int, Call]] = []
+        self._sent: list[tuple[int | None, Call]] = []  # with the worker that makes the call; None: nothing is to do
+        self._new: set[int] = set()  # environments of a worker that was replaced, which have not been called yet
         self._waiting = False  # True between `send` and `receive`
         self._connections: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -143,17 +144,24 @@ class WorkerPool(Pool):
         """
         self._connections[worker].close()
         self._connections[worker], self._processes[worker] = self._start(worker)
+        self._new |= {i for i, owner in self._owner.items() if owner == worker}
         if isinstance(error := self._receive(worker), UserError):
             raise error
 
     def send(self, calls: Sequence[Call]) -> None:
-        """See `Pool.send`. A worker process that has ended is replaced when its environments are created again."""
+        """See `Pool.send`. A worker process that has ended is replaced when its environments are created again.
+
+        The new process creates all of its environments, so that none of them has to be created again.
+        """
         if self._waiting:  # results of calls that nobody has asked for, after a reset before `recv`
             self.receive()
         for worker in {self._owner[i] for i, method, _ in calls if method == "recreate"}:
             if self._processes[worker].poll() is not None:
                 self._replace(worker)
-        self._sent, self._waiting = [(self._owner[call[0]], call) for call in calls], True
+        created = {i for i, method, _ in calls if method == "recreate" and i in self._new}
+        self._new -= {i for i, _, _ in calls}
+        self._sent = [(None if call[0] in created else self._owner[call[0]], call) for call in calls]
+        self._waiting = True
         for worker, connection in enumerate(self._connections):
             if own := [call for owner, call in self._sent if owner == worker]:
                 with contextlib.suppress(ConnectionError):  # the worker has ended, which `receive` reports
@@ -162,14 +170,14 @@ class WorkerPool(Pool):
     def receive(self) -> list[Any]:
         """See `Pool.receive`."""
         self._waiting = False
-        workers = sorted({owner for owner, _ in self._sent})
+        workers = sorted({owner for owner, _ in self._sent if owner is not None})
         results: dict[int, Iterator[Any]] = {}
         for worker in workers:
             try:
                 results[worker] = iter(self._receive(worker))
             except UserError as error:  # the worker has ended, and with it all of its environments
                 results[worker] = itertools.repeat(error)
-        return [next(results[owner]) for owner, _ in self._sent]
+        return [None if owner is None else next(results[owner]) for owner, _ in self._sent]
 
     def _receive(self, worker: int) -> Any:
         try:

@@ -28,12 +28,15 @@ from zerokara.core.config import is_import_path, run_main
 from zerokara.core.distributed import World
 from zerokara.core.progress import loading
 from zerokara.core.run import LogCallback, Run
+from zerokara.core.run_classes import keep_classes
+from zerokara.core.training_loop import repeat_interrupted
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.collapse_monitor import accuracies
 from zerokara.generative.gan.config import KIND, Config, read_config
 from zerokara.generative.gan.custom_loss import find_loss
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import Learner, check_discriminator
+from zerokara.generative.gan.sampler import weights_file
 from zerokara.generative.gan.session import Session
 from zerokara.generative.scoring.evaluation import closing_message, evaluate, print_protocol
 from zerokara.generative.scoring.evaluator import Evaluator
@@ -234,12 +237,13 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     session.start()
     print_protocol(session, evaluator)
     with run.interruptible(on=False):  # a signal waits for the end of an update; it interrupts an evaluation
-        repeats = world.any(session.evaluation_pending, compute.torch_device)
-        if session.evaluation_pending:
-            evaluate(session, evaluator)
-        stopping = world.any(session.evaluation_pending, compute.torch_device)
-        if repeats and not stopping:
-            session.save()
+        stopping = repeat_interrupted(
+            lambda: session.evaluation_pending,
+            lambda: evaluate(session, evaluator),
+            session.save,
+            world,
+            compute.torch_device,
+        )
         while learner.updates < config.updates and not stopping:
             pixels_BCHW, label_B = session.next_batch()
             update(learner, pixels_BCHW, label_B)
@@ -281,6 +285,8 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     check_discriminator(config, data.train.shape, len(data.train.classes))
     with open_run(config, KIND, world) as run:
         run.callback = callback
+        if config.conditional:
+            keep_classes(run, data.train, resume=config.resume, model_file=weights_file("last"), key="class_names")
         timed = partial(probe_step, config, data, world)
         compute = run.compute(lambda: choose_compute(config, world, timed, config.updates), config.updates)
         run.close(train(config, run, data, compute, world))

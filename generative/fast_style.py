@@ -30,6 +30,7 @@ from zerokara.core.data.image_files import resize
 from zerokara.core.data.sources import data_folder, find_data
 from zerokara.core.distributed import World
 from zerokara.core.media import grid, to_uint8
+from zerokara.core.models.normalization import decide_normalization
 from zerokara.core.programs import command, program_command, resume_command
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
@@ -340,6 +341,7 @@ def check_fit(config: Config, loss_network: LossNetwork, world: World) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read config and images, check memory, train, print the closing message."""
     config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
+    config = decide_normalization(config, channels=3)
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
     data = Data.load(config)

@@ -30,6 +30,7 @@ from zerokara.core.config import UserError, error_summary, run_main, to_dict
 from zerokara.core.data.image_files import resize
 from zerokara.core.distributed import World
 from zerokara.core.media import write_png
+from zerokara.core.models.normalization import decide_normalization
 from zerokara.core.programs import resume_command
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
@@ -270,6 +271,7 @@ def check_fit(config: Config, images: ImagePair, loss_network: LossNetwork) -> s
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read config and images, check memory, optimize, print the closing message."""
     config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
+    config = decide_normalization(config, channels=3)
     if World.from_env(config.device).size > 1:
         raise UserError("Style transfer runs in one process: start it without torchrun.")
     if config.out and (Path(config.out).suffix.lower() != ".png" or not Path(config.out).expanduser().parent.is_dir()):

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from zerokara.core.data import lmdb_check
 from zerokara.core.machine import usable_cores
 from zerokara.core.zoo import registry as zoo
 
@@ -79,3 +80,12 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("ZEROKARA_DATA is not set to a folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the records of checked LMDB databases out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("lmdb")
+        patch.setattr(lmdb_check, "cache_folder", lambda: folder)
+        yield

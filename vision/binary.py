@@ -34,6 +34,7 @@ from zerokara.core.layers import clip_latent_
 from zerokara.core.programs import command
 from zerokara.core.report import figure_pixels, read_result, write_figure, write_json
 from zerokara.core.run import Run
+from zerokara.core.run_classes import keep_classes
 from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.vision.binarization.config import PRESETS, Config
@@ -244,7 +245,7 @@ def finish(training: Training, run: Run) -> str:
             "validation_images": len(validation),
             "seed": config.seed,
             "epochs": config.epochs,
-            "hours": training.stopwatch(),
+            "hours": training.trained_hours,
         },
     }
     write_json(result_path, content)
@@ -276,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     updates = total_updates(config, images)
     probe_step = partial(probe_update, Training, config, images, world)
     with open_run(config, KIND, world) as run:
+        keep_classes(run, images.train, resume=config.resume, model_file=BinaryMetadata.FILE)
         compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
         run.close(train(config, run, images, compute, world))
 

@@ -32,6 +32,7 @@ from zerokara.core.config import run_main
 from zerokara.core.data.captions import CaptionSet
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
+from zerokara.core.models.normalization import decide_normalization, format_normalization
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels, write_json
 from zerokara.core.run import Run
@@ -71,6 +72,8 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     )
     for message in data.train.messages:
         run.print(message)
+    if config.published_normalization:
+        run.print(format_normalization(training.metadata.backbone))
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         trained = "trained" if config.trains_backbone else "frozen"
@@ -152,7 +155,7 @@ def finish(training: Training, run: Run) -> str:
         "length_power": config.length_penalty,
         "words": len(training.metadata.words),
         "bleu": "sacrebleu, corpus, all references, lowercase without punctuation, unsmoothed",
-        "hours": training.stopwatch(),
+        "hours": training.trained_hours,
     }
     names = list(data.test.names)
     write_json(run.path("result.json"), {"figures": results, "protocol": protocol, "test": names, "said": captions})
@@ -196,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "batch_size")
     data = Data.load(config)
     check_backbone(config, data)
+    config = decide_normalization(config, channels=3)
     captions_per_pass = images_per_pass(config.batch_size, len(data.train), world) * min(map(len, data.train.captions))
     check_batch_norm(nn.BatchNorm1d(1, affine=False, device="meta"), (1,), captions_per_pass)
     updates = total_updates(config, data)

@@ -28,10 +28,12 @@ from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier
 from zerokara.core.models.model_file import MODEL_FILE
+from zerokara.core.models.normalization import decide_normalization, format_normalization
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import read_result, write_json
 from zerokara.core.run import LogCallback, Run
+from zerokara.core.run_classes import keep_classes
 from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
@@ -60,6 +62,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     )
     for message in images.train.messages:
         run.print(message)
+    if config.published_normalization:
+        run.print(format_normalization(config.backbone))
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         run.print(summary(training.network, (1, *images.train.shape)))
@@ -132,7 +136,7 @@ def finish(training: Training, run: Run) -> str:
         "epochs": training.epoch,
         "weights": "averaged" if training.ema is not None else config.select,
         "views": config.tta_views,
-        "hours": training.stopwatch(),
+        "hours": training.trained_hours,
     }
     write_json(result_path, {"figures": metrics, "protocol": protocol})
     predict = program_command("vision.predict")
@@ -153,6 +157,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     images = Data.load(config)
+    config = decide_normalization(config, images.train.shape[0])
     with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
         classifier = make_metadata(config, images).build()
     smallest = images_per_pass(config.batch_size, len(images.train), world, config.accumulation_steps)
@@ -163,6 +168,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     probe_step = partial(probe_update, Training, config, images, world)
     with open_run(config, KIND, world) as run:
         run.callback = callback
+        keep_classes(run, images.train, resume=config.resume, model_file=MODEL_FILE)
         compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
         if config.minutes:
             if "epochs" not in run.extra:

@@ -30,6 +30,7 @@ from zerokara.core.data.boxes import BoxSet
 from zerokara.core.distributed import World
 from zerokara.core.media import grid, to_uint8
 from zerokara.core.models.model_file import MODEL_FILE
+from zerokara.core.models.normalization import format_normalization
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command, resume_command
 from zerokara.core.report import read_result, write_json
@@ -255,6 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_run(config, KIND, world) as run:
         for line in data.messages(config):
             run.print(line)
+        if config.published_normalization:
+            run.print(format_normalization(config.backbone))
         run.close(work(config, run, data, metadata, world))
 
 

@@ -27,10 +27,12 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
+from zerokara.core.models.normalization import decide_normalization, format_normalization
 from zerokara.core.models.weights import LoadReport, load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import read_result, write_json
 from zerokara.core.run import Run
+from zerokara.core.run_classes import keep_classes
 from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
@@ -62,6 +64,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     )
     for message in dict.fromkeys((*images.train.messages, *images.validation.messages)):
         run.print(message)
+    if config.published_normalization:
+        run.print(format_normalization(config.backbone))
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         # Logging images must not change the random numbers of the run.
@@ -158,7 +162,7 @@ def finish(training: Training, run: Run) -> str:
         "best_epoch": None if training.best is None else training.best["epoch"],
         "views": config.tta_views,
         "unlabelled": "not counted",
-        "hours": training.stopwatch(),
+        "hours": training.trained_hours,
     }
     write_json(result_path, {"figures": metrics, "iou_by_class": iou_by_class, "protocol": protocol})
     results = [
@@ -179,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     config.augment()  # an invalid --crop-size is rejected before the data are read
     images = Data.load(config)
+    config = decide_normalization(config, images.train.shape[0])
     with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
         network = make_metadata(config, images).build()
     smallest = images_per_pass(config.batch_size, len(images.train), world, config.accumulation_steps)
@@ -189,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     updates = total_updates(config, images)
     probe_step = partial(probe_update, Training, config, images, world)
     with open_run(config, KIND, world) as run:
+        keep_classes(run, images.train, resume=config.resume, model_file=MODEL_FILE)
         compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
         run.close(train(config, run, images, compute, world))
 

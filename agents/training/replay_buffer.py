@@ -15,7 +15,15 @@ from zerokara.core.run import Run
 from zerokara.envs import VectorEnv
 
 
-def make_replay(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv, seed: int) -> Replay:
+def make_replay(
+    config: Config,
+    run: Run,
+    compute: Compute,
+    world: World,
+    env: VectorEnv,
+    seed: int,
+    is_finished: Callable[[], bool],
+) -> Replay:
     """Create the replay buffer of a process, with a ring buffer for each of its environments or those of its actors.
 
     Actors fill their ring buffers at different speeds. Their transitions are therefore sampled by priority, which with
@@ -28,6 +36,7 @@ def make_replay(config: Config, run: Run, compute: Compute, world: World, env: V
         world: processes, which divide the capacity.
         env: environments of this process, or such as those of an actor.
         seed: seed of the sampling.
+        is_finished: True for a finished run, which needs no replay buffer: nothing is printed about a missing one.
 
     Raises:
         UserError: as `Replay`.
@@ -58,5 +67,5 @@ def make_replay(config: Config, run: Run, compute: Compute, world: World, env: V
         checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * num_envs * steps_at_once,
         steps_at_once=steps_at_once,
         function=compute.function,
-        print_line=run.print,
+        print_line=lambda line: None if is_finished() else run.print(line),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from zerokara.core.data.image_files import (
     read_member,
 )
 from zerokara.core.data.splits import AnySplit, SplitFolders, find_split_folders
-from zerokara.core.data.stylegan_labels import FILE, keep_labeled, read_labels
+from zerokara.core.data.stylegan_labels import FILE, LAYOUT, keep_labeled, read_labels
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
 EVERY = 10  # without a test folder, every tenth image of each class (the first, the eleventh, ...) is a test image
@@ -166,24 +166,34 @@ def _walk(folder: Path, audit: Audit) -> Iterator[str]:
 def _splits(members: list[str], path: Path, audit: Audit) -> tuple[dict[Split, Listing], str]:
     """List the images of both splits, and describe the layout."""
     members = [name for name in members if not is_hidden(name.rstrip("/"))]
-    folders = find_split_folders([name for name in members if is_image(name)], str(path))
+    images = [name for name in members if is_image(name)]
+    folders = find_split_folders(images, str(path))
     if folders.level is None:
         everything = _list(members, folders, None, path)
         return {split: _every_tenth(everything, split, path) for split in ("train", "test")}, (
             f"class folders, every {EVERY}th image a test image,"
         )
+    listings, layout = _split_by_folders(
+        folders, images, lambda split: _list(members, folders, split, path), path, audit
+    )
+    return listings, f"class folders of {layout}"
+
+
+def _split_by_folders(
+    folders: SplitFolders, images: Sequence[str], list_split: Callable[[AnySplit], Listing], path: Path, audit: Audit
+) -> tuple[dict[Split, Listing], str]:
+    """List the images of the folders of both splits, and describe these folders."""
     test = test_split(folders)
-    train, tested = (_list(members, folders, split, path) for split in ("train", test))
+    train, tested = (list_split(split) for split in ("train", test))
     if unknown := [name for name in tested.classes if name not in train.classes]:
         raise UserError(
             f"{path} has the class {unknown[0]!r} in {folders.names[test]}/ but not in {folders.names['train']}/: "
-            f"both must have the same class folders; rename or remove it."
+            f"both must have the same classes; rename or remove it."
         )
     unused = "".join(f" ({name}/ is ignored)" for split, name in folders.names.items() if split not in ("train", test))
-    layout = f"class folders of {folders.names['train']}/ and {folders.names[test]}/{unused}"
-    if outside := [name for name in members if is_image(name) and not _split_of(name, folders)]:
+    if outside := [name for name in images if not _split_of(name, folders)]:
         audit.notes.append(f"{len(outside):,} images outside of these folders are not used, such as {outside[0]}")
-    return {"train": train, "test": tested}, layout
+    return {"train": train, "test": tested}, f"{folders.names['train']}/ and {folders.names[test]}/{unused}"
 
 
 def _labeled(
@@ -199,15 +209,28 @@ def _labeled(
     labeled = keep_labeled(pictures, labels, audit)
     if missing := sorted(set(labels) - set(pictures)):
         audit.notes.append(f"{len(missing):,} labels in {FILE} are of images that do not exist, such as {missing[0]}")
-    everything = Listing({name: [] for name in sorted(set(labels.values()), key=int)})
-    for name in labeled:
-        everything.classes[labels[name]].append(name)
-    everything.classes = {name: names for name, names in everything.classes.items() if names}
-    if not everything.classes:
+    if not labeled:
         raise UserError(f"{path} has none of the images in its {FILE}: add them, or remove the file.")
-    return {split: _every_tenth(everything, split, path) for split in ("train", "test")}, (
-        f"labels of {FILE}, every {EVERY}th image a test image,"
-    )
+    folders = find_split_folders(labeled, str(path))
+    if folders.level is None:
+        everything = _list_labeled(labeled, labels)
+        return {split: _every_tenth(everything, split, path) for split in ("train", "test")}, (
+            f"{LAYOUT}, every {EVERY}th image a test image,"
+        )
+
+    def list_split(split: AnySplit) -> Listing:
+        return _list_labeled([name for name in labeled if folders.below(name, split)], labels)
+
+    listings, layout = _split_by_folders(folders, labeled, list_split, path, audit)
+    return listings, f"{LAYOUT} in {layout}"
+
+
+def _list_labeled(names: Sequence[str], labels: Mapping[str, str]) -> Listing:
+    """List images by their labels, which are numbers."""
+    listing = Listing({label: [] for label in sorted({labels[name] for name in names}, key=int)})
+    for name in names:
+        listing.classes[labels[name]].append(name)
+    return listing
 
 
 def test_split(folders: SplitFolders) -> AnySplit:
@@ -278,7 +301,7 @@ def _load_lsun(
     """Load one split of LSUN databases. Each category is a class."""
     parts, channels = [], 1
     for category, splits in databases.items():
-        with lsun.opened(splits.get(split, splits["train"])) as (keys, read):
+        with lsun.opened(splits.get(split, splits["train"]), progress) as (keys, read):
             chosen = keys if "test" in splits else _select_split(keys, split)
             if not chosen:
                 raise UserError(

@@ -9,7 +9,8 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,10 +21,24 @@ from zerokara.core.data.types import ImageSet, Split, image_set
 
 # Data types by the third byte of the magic number.
 DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-SPLIT_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 CHUNK_BYTES = 2**24
 MAX_BYTES = 2**32
-_REPLACE = "replace it with an undamaged copy, or remove it to download it again"
+_REPLACE = "replace it with an undamaged copy; files of MNIST and Fashion-MNIST that are removed are downloaded again"
+
+
+@dataclass(frozen=True)
+class IdxLayout:
+    """Names of the files of a data set, and how images and labels are stored."""
+
+    prefixes: Mapping[Split, str]
+    """Beginning of the names of both files of a split."""
+    transposed: bool = False
+    """Images are stored column by column."""
+    first_label: int = 0
+    """Label of the first class."""
+
+
+MNIST = IdxLayout({"train": "train", "test": "t10k"})
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -72,13 +87,13 @@ def _read(file: BinaryIO, path: Path) -> np.ndarray:
     return np.frombuffer(values, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
-def load_idx(folder: Path, split: Split, classes: Sequence[str], title: str) -> ImageSet:
+def load_idx(folder: Path, split: Split, classes: Sequence[str], title: str, layout: IdxLayout = MNIST) -> ImageSet:
     """Load a split of MNIST, or of a set in the same format, from a folder of IDX files.
 
     Raises:
         UserError: a file is missing or damaged, or images and labels do not belong together.
     """
-    prefix = SPLIT_PREFIX[split]
+    prefix = layout.prefixes[split]
     images_path, labels_path = _find(folder, f"{prefix}-images", 3), _find(folder, f"{prefix}-labels", 1)
     images_NHW, labels_N = read_idx(images_path), read_idx(labels_path)
     if images_NHW.ndim != 3 or images_NHW.dtype != np.uint8 or not images_NHW.size:
@@ -91,17 +106,21 @@ def load_idx(folder: Path, split: Split, classes: Sequence[str], title: str) -> 
             f"{labels_path} contains {labels_N.dtype} values of shape {labels_N.shape}, but {images_path.name} has "
             f"{len(images_NHW):,} images: use two files that belong together."
         )
-    if int(labels_N.max()) >= len(classes):
+    first, last = layout.first_label, layout.first_label + len(classes) - 1
+    if wrong := [label for label in (int(labels_N.min()), int(labels_N.max())) if not first <= label <= last]:
         raise UserError(
-            f"{labels_path} has the label {int(labels_N.max())}, but {title} has {len(classes)} classes: "
+            f"{labels_path} has the label {wrong[-1]}, but {title} has {len(classes)} classes, {first} to {last}: "
             f"replace it with the labels of {title}."
         )
-    return image_set(images_NHW[:, None], labels_N, tuple(classes), f"{title} ({split}), IDX files in {folder}")
+    if layout.transposed:
+        images_NHW = images_NHW.transpose(0, 2, 1)
+    source = f"{title} ({split}), IDX files in {folder}"
+    return image_set(images_NHW[:, None], labels_N - np.uint8(first), tuple(classes), source)
 
 
-def has_idx(folder: Path, split: Split) -> bool:
+def has_idx(folder: Path, split: Split, layout: IdxLayout = MNIST) -> bool:
     """Return True if the folder has both files of a split."""
-    return all(_names(folder, f"{SPLIT_PREFIX[split]}-{what}") for what in ("images-idx3", "labels-idx1"))
+    return all(_names(folder, f"{layout.prefixes[split]}-{what}") for what in ("images-idx3", "labels-idx1"))
 
 
 def _find(folder: Path, stem: str, axes: int) -> Path:

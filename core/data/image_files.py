@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.audit import Audit
+from zerokara.core.data.label_colors import LabelColors, to_class_numbers
 from zerokara.core.data.types import ImageSet, Progress, image_set
 from zerokara.core.file_start import describe_start
 from zerokara.core.programs import program_command
@@ -231,11 +232,16 @@ def _on_background(picture: Image.Image, background: Background) -> tuple[Image.
     return Image.alpha_composite(Image.new("RGBA", picture.size, ground), colors).convert(mode), ground
 
 
-def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """Decode a mask to (H, W) uint8: the gray levels or the palette indices of the file.
+def decode_mask(data: bytes, name: str, colors: LabelColors = ()) -> np.ndarray:
+    """Decode a mask to (H, W) uint8: the gray levels or the palette indices of the file, or the classes of its colors.
+
+    Args:
+        data: bytes of the file.
+        name: of the file, for messages.
+        colors: colors of the classes, for masks in color; empty: masks have no colors, and palettes no meaning.
 
     Raises:
-        UserError: see `decode`; or the mask has a number above 255, or colors without a palette.
+        UserError: see `decode`; or the mask has a number above 255, or colors without a palette or without a class.
     """
     picture = _opened(data, name)
     if picture.mode in {"I", "I;16", "I;16B", "I;16L"}:
@@ -245,9 +251,11 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
                 f"{name} has pixels of class {wide.max()}: class numbers must be 0 to 255; renumber the classes."
             )
         return wide.astype(np.uint8)
-    if picture.mode in {"L", "P", "1"}:
+    if picture.mode in {"L", "1"} or (picture.mode == "P" and not colors):
         return np.array(picture, np.uint8)
     colors_HWC = np.asarray(picture.convert("RGB"))
+    if colors:
+        return to_class_numbers(colors_HWC, colors, name)
     if (colors_HWC != colors_HWC[..., :1]).any():
         raise UserError(
             f"{name} has colors (mode {picture.mode}), but a mask must have a class number in every pixel: "

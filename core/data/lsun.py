@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.data.types import Split
+from zerokara.core.data.lmdb_check import FILE, check_pages
+from zerokara.core.data.types import Progress, Split
 
 MAGIC = 0xBEEFC0DE
 META = struct.Struct("<16x II 16x I 92x QQ")  # magic, version, bytes of a page, last page, transaction
-# Visits every key, and the first and last page of every value. A damaged page may repeat entries without end.
-VISIT = """
-import sys, lmdb
-with lmdb.open(sys.argv[1], readonly=True, lock=False, readahead=False) as database:
-    with database.begin(buffers=True) as view, view.cursor() as cursor:
-        entries = view.stat()["entries"]
-        for number, (key, value) in enumerate(cursor, 1):
-            if number > entries:
-                sys.exit("it has more entries than it states")
-            if len(value):
-                value[0], value[-1]
-        if cursor.last() and number < entries:
-            sys.exit("it has fewer entries than it states")
-"""
 SUFFIX: dict[Split, str] = {"train": "_train_lmdb", "test": "_val_lmdb"}
 
 
 def is_lmdb(folder: Path) -> bool:
     """Return True if the folder is an LMDB database."""
-    return (folder / "data.mdb").is_file()
+    return (folder / FILE).is_file()
 
 
 def databases(path: Path) -> dict[str, dict[Split, Path]]:
@@ -55,8 +39,12 @@ def databases(path: Path) -> dict[str, dict[Split, Path]]:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+def opened(folder: Path, progress: Progress | None = None) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     """Open a database; yields its keys in order and a function that reads the value of a key.
+
+    Args:
+        folder: of the database.
+        progress: callback for the check of its pages.
 
     Raises:
         UserError: the database is damaged or truncated.
@@ -64,11 +52,10 @@ def opened(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     import lmdb
 
     try:
-        _check_length(folder / "data.mdb")
-        state = (folder / "data.mdb").stat()
+        _check_length(folder / FILE)
     except OSError as error:
         raise _invalid(folder, error) from None
-    _check_pages(folder, (state.st_mtime_ns, state.st_size))
+    check_pages(folder, progress)
     try:
         # No lock, because the folder may be read-only; no read-ahead, because the file may be larger than memory.
         with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as database, database.begin() as view:
@@ -105,23 +92,3 @@ def _check_length(file: Path) -> None:
         raise UserError(
             f"{file} is not a complete LMDB database of version 1 ({size:,} bytes): replace it with an undamaged copy."
         )
-
-
-@functools.lru_cache(maxsize=64)
-def _check_pages(folder: Path, state: tuple[int, int]) -> None:
-    """Visit all entries of a database in another process, which a damaged page may end with SIGBUS or SIGSEGV.
-
-    Args:
-        folder: of the database.
-        state: time of the last change and size of its file, so that an unchanged database is visited once.
-
-    Raises:
-        UserError: a page is damaged.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", VISIT, str(folder)], stderr=subprocess.PIPE, text=True, errors="replace", check=False
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        reason = lines[-1] if lines else f"reading it ended with code {done.returncode}"
-        raise UserError(f"{folder / 'data.mdb'} is damaged inside ({reason}): replace it with an undamaged copy.")

@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 from zerokara.core.config import UserError
 from zerokara.core.data.image_files import LOSSY_SUFFIXES, SUFFIXES, is_hidden
-from zerokara.core.data.splits import AnySplit, split_of
+from zerokara.core.data.label_colors import FILE as LABEL_COLORS
+from zerokara.core.data.label_colors import LabelColors, read_label_colors
+from zerokara.core.data.splits import SPLITS, AnySplit, split_of
 
 IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})
+OBJECTS = "segmentationobject"  # folder of PASCAL VOC with masks of single objects, which are no classes
 MASKS = frozenset({"masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass"})
 ANNOT = "annot"  # suffix of CamVid's folders of masks, such as trainannot
 MASK_SUFFIXES = SUFFIXES - LOSSY_SUFFIXES  # lossy compression changes class numbers
@@ -22,7 +25,8 @@ VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-VOC_LIST = "ImageSets/Segmentation/{}.txt"
+LISTS = "ImageSets/Segmentation"
+VOC_LIST = LISTS + "/{}.txt"
 
 
 class Pair(NamedTuple):
@@ -46,10 +50,15 @@ class Listing:
     """Class number of unlabeled pixels."""
     left_out: tuple[str, ...] = ()
     """One sentence for each image without a mask."""
+    colors: LabelColors = ()
+    """Colors of the classes, of masks in color; empty if masks hold class numbers."""
 
 
 def list_pairs(
-    members: Sequence[str], read: Callable[[str], bytes], where: str, masks: tuple[Sequence[str], str] | None = None
+    members: Sequence[str],
+    read: Callable[[str], bytes],
+    where: str,
+    masks: tuple[Sequence[str], Callable[[str], bytes], str] | None = None,
 ) -> Listing:
     """List images with their masks, sorted by path.
 
@@ -57,7 +66,9 @@ def list_pairs(
     - folders `<split>/` and `<split>annot/` (CamVid);
     - folders `images/` and `masks/` (or other common names), above or below the folders of the splits, or without
       splits;
-    - the lists of PASCAL VOC.
+    - the lists of PASCAL VOC;
+    - the export "Segmentation mask 1.1" of CVAT: JPEGImages/, SegmentationClass/, the colors of the classes in
+      labelmap.txt, and lists of the splits (Train.txt, Validation.txt, Test.txt), if there are any.
 
     An image and its mask have the same name; a mask's name may end with _mask, _label, _labels, _seg or _L. A
     classes.txt has one class name per line. A missing split consists of every tenth image of the existing ones; if only
@@ -67,19 +78,24 @@ def list_pairs(
         members: paths in the folder or archive.
         read: function that returns the bytes of a path.
         where: name of the folder or archive, for messages.
-        masks: paths in a separate folder or archive of masks, and its name.
+        masks: paths in a separate folder or archive of masks, a function that reads them, and its name.
 
     Raises:
-        UserError: none of the layouts was found, no image has a mask, or there are too few images.
+        UserError: none of the layouts was found, no image has a mask, there are too few images, or labelmap.txt is
+            invalid.
     """
     members = [name for name in members if not is_hidden(name)]
     tables = [name for name in members if name.rpartition("/")[2] == NAMES]
     classes = tuple(line.strip() for line in _text(read(tables[0])).splitlines() if line.strip()) if tables else ()
-    if masks is None and (lists := [name for name in members if name.endswith("/" + VOC_LIST.format("train"))]):
+    masks_named, read_mask, masks_where = masks or (members, read, where)
+    masks_named = [name for name in masks_named if not is_hidden(name)]
+    colors = _label_colors(masks_named, read_mask, masks_where)
+    if colors:
+        classes = tuple(name for name, _ in colors)
+    elif masks is None and (lists := [name for name in members if name.endswith("/" + VOC_LIST.format("train"))]):
         root = lists[0].removesuffix(VOC_LIST.format("train"))
         found = _voc(members, read, where, root)
         return Listing("PASCAL VOC", _divide(found, where), classes or VOC, 255)
-    masks_named, masks_where = masks or (members, where)
     of_camvid = masks is None and any(part.endswith(ANNOT) for name in members for part in name.split("/")[:-1])
     keyed = {_key(name, is_mask=True): name for name in masks_named if _is_mask(name, alone=masks is not None)}
     folders = {key[:-1] for key in keyed}
@@ -96,22 +112,23 @@ def list_pairs(
         )
     by_split: dict[str, list[Pair]] = {}
     left_out: list[str] = []
+    listed = _listed_splits(masks_named, read_mask) if colors else {}
     for key, name in images.items():
         *folder, stem = key
         mask = next((keyed[m] for mark in ("", *MARKS) if (m := (*folder, stem + mark)) in keyed), None)
         if mask is None:
             left_out.append(f"{name} in {where} has no mask: add {stem}.png to the other masks in {masks_where}.")
             continue
-        split = split_of(name) or ""
+        split = listed.get("/".join(key)) or split_of(name) or ""
         by_split.setdefault(split, []).append(Pair(name, mask))
     if not by_split:
         raise UserError(left_out[0])
     if unused := sorted(set(keyed.values()) - {pair.mask for pairs in by_split.values() for pair in pairs}):
         left_out += [f"{name} in {masks_where} has no image of its name." for name in unused]
-    layout = "CamVid's folders" if of_camvid else "pairs of folders"
+    layout = "CamVid's folders" if of_camvid else "colored masks of CVAT" if colors else "pairs of folders"
     class_names = classes or (CAMVID if of_camvid else ())
     unlabeled = len(CAMVID) if of_camvid and not classes else 255
-    return Listing(layout, _divide(by_split, where), class_names, unlabeled, tuple(left_out))
+    return Listing(layout, _divide(by_split, where), class_names, unlabeled, tuple(left_out), colors)
 
 
 def _voc(members: Iterable[str], read: Callable[[str], bytes], where: str, root: str) -> dict[str, list[Pair]]:
@@ -129,6 +146,33 @@ def _voc(members: Iterable[str], read: Callable[[str], bytes], where: str, root:
                 raise UserError(f"{where} lacks the {kind} {path}, which {table} lists: add it, or remove its line.")
         by_split[split] = pairs
     return by_split
+
+
+def _label_colors(members: Iterable[str], read: Callable[[str], bytes], where: str) -> LabelColors:
+    """Read the colors of the classes, if there are any.
+
+    Raises:
+        UserError: a labelmap.txt is invalid, or two of them differ.
+    """
+    maps = [name for name in members if name.rpartition("/")[2] == LABEL_COLORS]
+    found = {read_label_colors(_text(read(name)), f"{name} in {where}") for name in maps}
+    if len(found) > 1:
+        raise UserError(
+            f"{where} has different classes in {' and '.join(maps[:2])}: give one {LABEL_COLORS} for all masks."
+        )
+    return found.pop() if found else ()
+
+
+def _listed_splits(members: Iterable[str], read: Callable[[str], bytes]) -> dict[str, AnySplit]:
+    """Return the split of each image that a list of CVAT names, by its path without the folder of images."""
+    splits: dict[str, AnySplit] = {}
+    for table in members:
+        folder, _, file = f"/{table}".rpartition("/")
+        if not folder.endswith("/" + LISTS) or (split := SPLITS.get(file.removesuffix(".txt").lower())) is None:
+            continue
+        root = folder[1:].removesuffix(LISTS)
+        splits |= {f"{root}{line.strip()}": split for line in _text(read(table)).splitlines() if line.strip()}
+    return splits
 
 
 def _divide(found: Mapping[str, list[Pair]], where: str) -> dict[AnySplit, list[Pair]]:
@@ -161,7 +205,8 @@ def _is_mask(name: str, *, alone: bool) -> bool:
     """Return True if a path is a mask. With `alone`, masks are in a separate folder, and all image files are masks."""
     folders = name.split("/")[:-1]
     in_mask_folder = any(part.lower() in MASKS or (part.endswith(ANNOT) and part != ANNOT) for part in folders)
-    return _suffix(name) in MASK_SUFFIXES and (alone or in_mask_folder)
+    of_objects = any(part.lower() == OBJECTS for part in folders)
+    return _suffix(name) in MASK_SUFFIXES and (alone or in_mask_folder) and not of_objects
 
 
 def _key(name: str, *, is_mask: bool) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from zerokara.core.data.image_files import (
     resize_and_crop,
     resize_and_crop_mask,
 )
+from zerokara.core.data.label_colors import LabelColors
 from zerokara.core.data.mask_files import Pair, list_pairs
 from zerokara.core.data.sources import require_data
 from zerokara.core.data.splits import AnySplit
@@ -108,8 +109,8 @@ def load_masks(
         data_dir: folder of named data sets; None: $ZEROKARA_DATA, else ~/.cache/zerokara.
         image_size: (H, W) to which images and masks are resized; None: no resizing, all must have the same size.
         grayscale: True: one channel, False: three.
-        classes: names of the classes; empty: from classes.txt or the layout, else numbered as in the masks of this
-            split.
+        classes: names of the classes; empty: from classes.txt, labelmap.txt or the layout, else numbered as in the
+            masks of this split.
         unlabeled: number of unlabeled pixels in the files; None: 11 for CamVid's classes, else 255 (unless it is one of
             `mask_values`).
         mask_values: numbers of the classes in the files, such as (0, 255); empty: 0, 1, 2, ...
@@ -130,13 +131,14 @@ def load_masks(
             if not masks_place.exists():
                 raise UserError(f"There is no {masks}: give the folder or zip of the masks with --masks.")
             masks_members, read_mask = stack.enter_context(opened(masks_place, audit))
-            apart = (masks_members, masks)
+            apart = (masks_members, read_mask, masks)
         listing = list_pairs(members, read, str(path), apart)
         audit.left_out += listing.left_out
         class_names = tuple(classes) or listing.classes
         default = listing.unlabeled if class_names == listing.classes else UNLABELED
         where = (str(path), masks or str(path))
-        read_pairs = _read_all(listing.splits[split], read, read_mask, where, image_size, grayscale, audit, progress)
+        pairs, colors = listing.splits[split], listing.colors
+        read_pairs = _read_all(pairs, read, read_mask, where, image_size, grayscale, colors, audit, progress)
     if mask_values and class_names and len(mask_values) != len(class_names):
         raise UserError(
             f"--mask-values names {len(mask_values)} values, but there are {len(class_names)} classes: give one value "
@@ -243,6 +245,7 @@ def _read_all(
     where: tuple[str, str],
     image_size: tuple[int, int] | None,
     grayscale: bool,
+    colors: LabelColors,
     audit: Audit,
     progress: Progress | None,
 ) -> _ReadPairs:
@@ -262,7 +265,7 @@ def _read_all(
         name = f"{pair.mask} in {where[1]}"
         try:
             image_HWC = decode(read(pair.image), f"{pair.image} in {where[0]}", audit=audit)
-            mask_HW = decode_mask(read_mask(pair.mask), name)
+            mask_HW = decode_mask(read_mask(pair.mask), name, colors)
             if mask_HW.shape != image_HWC.shape[:2]:
                 raise UserError(
                     f"{name} has {_size(mask_HW)} pixels, but its image {pair.image} has {_size(image_HWC)}: "

@@ -11,6 +11,8 @@ from pathlib import Path
 from zerokara.core.config import UserError, suggest
 from zerokara.core.data import cifar, glyphs
 from zerokara.core.data.download import Remote, fetch
+from zerokara.core.data.emnist import NAMES as EMNIST_NAMES
+from zerokara.core.data.emnist import check_no_emnist, find_emnist, load_emnist
 from zerokara.core.data.folders import load_folders
 from zerokara.core.data.idx import has_idx, load_idx
 from zerokara.core.data.image_files import Background, convert_image_set
@@ -64,6 +66,7 @@ def load(
         request = Request(data, split, folder, image_size, grayscale, download, background, progress)
         return convert_image_set(DATASETS[data](request), image_size, grayscale)
     if found := find_data(data, folder):
+        check_no_emnist(found)
         return load_folders(found, split, image_size, grayscale, progress, background)
     raise UserError(
         f"There is no data set {data!r}{suggest(data, [*DATASETS, *list_data(folder)])}: give one of "
@@ -199,6 +202,15 @@ def _load_idx(request: Request) -> ImageSet:
     return load_idx(folder, request.split, info.classes, info.title)
 
 
+def _load_emnist(request: Request) -> ImageSet:
+    """Load a data set of EMNIST from its files, or a folder or archive of one's own with its name."""
+    own = find_data(request.name, request.data_dir)
+    if own is not None and find_emnist(request.name, request.data_dir, request.split) is None:
+        sizes = request.image_size, request.grayscale
+        return load_folders(own, request.split, *sizes, request.progress, request.background)
+    return load_emnist(request.name, request.data_dir, request.split)
+
+
 def _load_cifar(request: Request) -> ImageSet:
     """Load CIFAR from its published files or from class folders of its images; download it if it is missing."""
     own = request.data_dir / request.name
@@ -232,6 +244,7 @@ DATASETS: dict[str, Callable[[Request], ImageSet]] = {
     "glyphs": lambda request: glyphs.glyphs(request.split),
     "mnist": _load_idx,
     "fashion-mnist": _load_idx,
+    **dict.fromkeys(EMNIST_NAMES, _load_emnist),
     "cifar10": _load_cifar,
     "cifar100": _load_cifar,
 }

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.audit import Audit
+from zerokara.core.data.image_files import is_hidden
 
 FILE = "dataset.json"
+LAYOUT = f"labels of {FILE}"  # part of the description of images whose classes are these labels
 
 
 def read_labels(members: Sequence[str], read: Callable[[str], bytes], where: str) -> dict[str, str] | None:
-    """Read the class of each image.
+    """Read the class of each image, from all files of this name: there may be one in each folder of a split.
 
     Args:
         members: paths in the folder or archive.
@@ -20,16 +22,28 @@ def read_labels(members: Sequence[str], read: Callable[[str], bytes], where: str
         where: the folder or archive, for messages.
 
     Returns:
-        The classes by path, whose names are the numbers in the file; {} if the file says that there are no labels; None
+        The classes by path, whose names are the numbers in the files; {} if they say that there are no labels; None
         without such a file. The folders are not classes then, because the tool only limits the number of files in each.
 
     Raises:
-        UserError: the file is damaged, or its labels are not numbers of classes.
+        UserError: a file is damaged, its labels are not numbers of classes, or two files label an image differently.
     """
-    tables = [name for name in members if name.rpartition("/")[2] == FILE]
-    if len(tables) != 1:
-        return None
-    table = tables[0]
+    labels: dict[str, str] | None = None
+    for path in members:
+        if path.rpartition("/")[2] != FILE or is_hidden(path) or (table := _read_table(path, read, where)) is None:
+            continue
+        labels = labels or {}
+        if twice := [name for name, label in table.items() if labels.get(name, label) != label]:
+            raise UserError(
+                f"{twice[0]} in {where} has the label {labels[twice[0]]} in one {FILE} and {table[twice[0]]} in "
+                f"another: remove one of the two."
+            )
+        labels |= table
+    return labels
+
+
+def _read_table(table: str, read: Callable[[str], bytes], where: str) -> dict[str, str] | None:
+    """Read one file, as `read_labels` does; None if it is of another program."""
     try:
         content = json.loads(read(table).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -315,6 +315,15 @@ def read_header(path: Path) -> dict[str, str]:
         return {}  # reading the weights raises the error
 
 
+def is_foreign(path: Path) -> bool:
+    """Return True for a safetensors file of another program; False for one of zerokara and for a damaged one."""
+    try:
+        with safe_open(path, "pt") as file:
+            return not (file.metadata() or {}).get("format", "").startswith("zerokara-")
+    except (SafetensorError, OSError):
+        return False  # reading the weights raises the error
+
+
 def read_raw_metadata(path: Path) -> dict[str, Any]:
     """Read the metadata of a model file of any kind of network; {} for other files and invalid metadata."""
     try:

@@ -34,6 +34,7 @@ SETTINGS: list[Any] = [
     *(_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),
 ]
 """Types of settings and results that training programs save beside the weights, and that run no code when loaded."""
+AGAIN = "copy or download it again"
 _COUNTER = "num_batches_tracked"  # absent in files from before 2018, and not used here
 # If several copies match equally well, averaged weights are preferred, and the target network comes last.
 _PREFERRED, _LAST = ("ema", "average"), ("target",)
@@ -107,17 +108,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing or damaged, or contains no named tensors.
     """
-    if not path.is_file():
-        raise UserError(f"There is no file {path}: give a file of weights (*.safetensors, *.pth, *.pt).")
-    again = "copy or download it again"
-    if kind := describe_file(path):
-        raise UserError(f"{path} cannot be read as weights ({kind}): {again}.")
+    _check_file(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except Exception as error:  # noqa: BLE001  (safetensors raises several types on damaged files)
-            raise UserError(f"{path} cannot be read as safetensors ({error_summary(error)}): {again}.") from None
-    content = _load(path, again)
+            raise UserError(f"{path} cannot be read as safetensors ({error_summary(error)}): {AGAIN}.") from None
+    content = _load(path)
     if isinstance(content, dict) and content.get("format") == checkpoint.FORMAT:
         content = checkpoint.load(path, str(content.get("kind")))  # verifies the checksum
     tensors = dict(_flat(content))
@@ -130,12 +127,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _load(path: Path, again: str) -> Any:
-    """Load a file of torch.save, with nothing but tensors, plain values, and records of settings.
+def is_checkpoint(path: Path) -> bool:
+    """Return True for a checkpoint of zerokara.
 
-    Args:
-        path: of the file.
-        again: what to do with a damaged file.
+    Raises:
+        UserError: the file is missing or damaged, or contains objects other than weights.
+    """
+    _check_file(path)
+    content = _load(path)
+    return isinstance(content, dict) and content.get("format") == checkpoint.FORMAT
+
+
+def _check_file(path: Path) -> None:
+    """Check that a file exists, and does not begin like one without weights.
+
+    Raises:
+        UserError: it does not exist, or is a web page or a pointer of Git LFS.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: give a file of weights (*.safetensors, *.pth, *.pt).")
+    if kind := describe_file(path):
+        raise UserError(f"{path} cannot be read as weights ({kind}): {AGAIN}.")
+
+
+def _load(path: Path) -> Any:
+    """Load a file of torch.save, with nothing but tensors, plain values, and records of settings.
 
     Raises:
         UserError: the file is damaged, or contains something else.
@@ -157,7 +173,7 @@ def _load(path: Path, again: str) -> Any:
             ) from None
         # torch's own message recommends to run the code in the file.
         reason = "invalid bytes" if "weights_only" in str(error) else error_summary(error)
-        raise UserError(f"{path} is damaged or contains objects other than weights ({reason}): {again}.") from None
+        raise UserError(f"{path} is damaged or contains objects other than weights ({reason}): {AGAIN}.") from None
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 from zerokara.core.config import UserError, note, suggest
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
+from zerokara.core.models.model_file import is_foreign
 from zerokara.core.run_folder import existing_runs, format_existing
 
 Kind = Literal["classifiers", "agents", "generators"]
@@ -88,8 +89,10 @@ def find_weights(word: str) -> Path:
 
 
 def lacks_metadata(path: Path) -> bool:
-    """Return True if these weights of a run have no description of their network (agents, GANs, .pt files)."""
-    return (path.is_dir() and not (path / ClassifierMetadata.FILE).is_file()) or path.suffix in (".pt", ".pth")
+    """Return True if weights have no description of their network: those of agents, GANs and other programs."""
+    if path.is_dir():
+        return not (path / ClassifierMetadata.FILE).is_file()
+    return path.suffix in (".pt", ".pth") or (path.suffix == ".safetensors" and is_foreign(path))
 
 
 def _typed(path: Path) -> str:

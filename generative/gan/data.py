@@ -22,6 +22,7 @@ from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out, lsun
 from zerokara.core.data.audit import Audit
+from zerokara.core.data.emnist import check_no_emnist
 from zerokara.core.data.folders import count_others, is_image, opened, test_split
 from zerokara.core.data.image_files import (
     Background,
@@ -32,7 +33,7 @@ from zerokara.core.data.image_files import (
     resize_and_crop,
 )
 from zerokara.core.data.splits import AnySplit, find_split_folders
-from zerokara.core.data.stylegan_labels import FILE, keep_labeled, read_labels
+from zerokara.core.data.stylegan_labels import FILE, LAYOUT, keep_labeled, read_labels
 from zerokara.core.data.types import image_set
 from zerokara.envs.frames import record
 from zerokara.generative.gan.config import Config
@@ -129,6 +130,7 @@ def load_split(config: Config, split: Split, progress: Progress | None = None) -
             progress=progress,
         )
         return convert_image_set(images, size, config.grayscale), list(images.messages)
+    check_no_emnist(path)
     return _audited(path, split, size, config.grayscale, config.background, progress)
 
 
@@ -169,7 +171,7 @@ def _audited(
     decoded: list[np.ndarray] = []
     labels: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
-    with _opened(path, split, audit) as members:
+    with _opened(path, split, audit, progress) as (members, layout):
         for index, (name, label, read) in enumerate(members):
             if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
                 progress(f"images read from {path}", index + 1, len(members))
@@ -205,7 +207,7 @@ def _audited(
         audit.converted["grayscale images among color images, repeated in three channels"] = gray
     images_NHWC = np.stack([convert_channels(image, False) if color else image for image in decoded])
     classes = tuple(sorted(set(labels)))
-    source = f"{path.stem} ({split}), images in {path}"
+    source = f"{path.stem} ({split}), {layout} in {path}"
     images = image_set(
         images_NHWC.transpose(0, 3, 1, 2), np.array([classes.index(label) for label in labels]), classes, source
     )
@@ -227,11 +229,14 @@ Member = tuple[str, str, Callable[[], bytes]]  # name, class, function that read
 
 
 @contextmanager
-def _opened(path: Path, split: Split, audit: Audit) -> Iterator[list[Member]]:
-    """Open a folder, zip file or LSUN database, and yield the images of a split."""
+def _opened(path: Path, split: Split, audit: Audit, progress: Progress | None) -> Iterator[tuple[list[Member], str]]:
+    """Open a folder, zip file or LSUN database, and yield the images of a split and a description of them."""
     if path.is_dir() and (databases := lsun.databases(path)):
         with ExitStack() as stack:
-            yield [member for category, splits in databases.items() for member in _lsun(category, splits, split, stack)]
+            members = [
+                part for name, splits in databases.items() for part in _lsun(name, splits, split, stack, progress)
+            ]
+            yield members, "images"
         return
     with opened(path, audit) as (everything, read):
         files = [name for name in everything if not name.endswith("/") and not is_hidden(name)]
@@ -245,7 +250,8 @@ def _opened(path: Path, split: Split, audit: Audit) -> Iterator[list[Member]]:
         chosen = _split(images, split, path)
         if labels is not None:
             chosen = [(name, labels.get(name, "all")) for name, _ in chosen]
-        yield [(name, label, partial(read, name)) for name, label in chosen]
+        layout = f"images with {LAYOUT}" if labels else "images"
+        yield [(name, label, partial(read, name)) for name, label in chosen], layout
 
 
 def _split(images: list[str], split: Split, path: Path) -> list[tuple[str, str]]:
@@ -267,9 +273,11 @@ def _class(parts: list[str]) -> str:
     return parts[0] if len(parts) > 1 else "all"
 
 
-def _lsun(category: str, splits: Mapping[Split, Path], split: Split, stack: ExitStack) -> Iterator[Member]:
+def _lsun(
+    category: str, splits: Mapping[Split, Path], split: Split, stack: ExitStack, progress: Progress | None
+) -> Iterator[Member]:
     """Yield the images of a split of an LSUN database; it stays open as long as the stack."""
-    keys, read = stack.enter_context(lsun.opened(splits.get(split, splits["train"])))
+    keys, read = stack.enter_context(lsun.opened(splits.get(split, splits["train"]), progress))
     for index, key in enumerate(keys):
         if "test" in splits or (index % TEST_EVERY == 0) == (split == "test"):
             yield key, category, partial(read, key)

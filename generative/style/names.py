@@ -120,6 +120,7 @@ _LOSS_NETWORK_FIELDS = (
     "backbone",
     "weights",
     "pretrained_backbone",
+    "published_normalization",
     "width_multiplier",
     "pooling",
     "content_layers",

@@ -28,6 +28,7 @@ from zerokara.core.backbones.vgg import VGG
 from zerokara.core.compute import Compute
 from zerokara.core.config import Range, UserError, flag, suggest
 from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.models.normalization import NormalizationOptions, format_normalization
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
 from zerokara.generative.style.losses import luminance
@@ -38,7 +39,7 @@ Pooling = Literal["max", "average"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneOptions:
+class BackboneOptions(NormalizationOptions):
     """Options of the loss network and its layers."""
 
     # Names of older releases, accepted on the command line and in saved configs.
@@ -204,9 +205,8 @@ def make_loss_network(options: BackboneOptions, seed: int = 0) -> LossNetwork:
     if len(given) > 1:
         raise UserError(f"{' and '.join(map(flag, given))} name different weights: give only one of them.")
     if options.weights:
-        backbone = _load_all_weights(_random_backbone(options, seed), Path(options.weights).expanduser())
-        description = f"{backbone.name} with the weights of {options.weights}"
-        return _loss_network(options, backbone, backbone.published_mean, backbone.published_std, description)
+        published = options.published_normalization is not False
+        return _from_file(options, seed, Path(options.weights).expanduser(), published)
     if options.loss_network == "random":
         backbone = _random_backbone(options, seed)
         description = f"{backbone.name} with random weights; trained weights give better results"
@@ -214,8 +214,7 @@ def make_loss_network(options: BackboneOptions, seed: int = 0) -> LossNetwork:
     if options.pretrained_backbone:
         path = Path(options.pretrained_backbone).expanduser()
         if zoo.lacks_metadata(path):
-            backbone = _load_all_weights(_random_backbone(options, seed), path)
-            return _loss_network(options, backbone, (0.0,) * 3, (1.0,) * 3, f"{backbone.name} of {path}")
+            return _from_file(options, seed, path, bool(options.published_normalization))
         return _from_metadata(
             options, *_load_classifier(zoo.find_file(options.pretrained_backbone)), options.pretrained_backbone
         )
@@ -244,6 +243,20 @@ def _load_all_weights(backbone: Backbone, path: Path) -> Backbone:
             f"with --backbone, and its --width-multiplier."
         )
     return backbone
+
+
+def _from_file(options: BackboneOptions, seed: int, path: Path, published: bool) -> LossNetwork:
+    """Create --backbone with the weights of a file without metadata.
+
+    Args:
+        published: normalize inputs as published weights expect; False: pixels from 0 to 1.
+    """
+    backbone = _load_all_weights(_random_backbone(options, seed), path)
+    description = f"{backbone.name} with the weights of {path}"
+    if not published:
+        return _loss_network(options, backbone, (0.0,) * 3, (1.0,) * 3, description)
+    description += f"; {format_normalization(options.backbone)}"
+    return _loss_network(options, backbone, backbone.published_mean, backbone.published_std, description)
 
 
 def _load_classifier(path: Path) -> tuple[Backbone, ClassifierMetadata]:

@@ -188,3 +188,35 @@ def test_a_worker_process_that_ended_is_replaced_if_exceptions_restart_episodes(
     env.load_state_dict(state)
     assert np.array_equal(env.step(np.arange(4) % 3).obs, obs)
     env.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_environment_is_created_again_only_once(tmp_path: Path, workers: int) -> None:
+    """A worker that replaces another one creates its environments; they were then closed and created once more."""
+    created = tmp_path / "created"
+
+    class Counted(quitting(tmp_path / "flag", 5)):  # type: ignore[misc]  # the class is made by a function
+        def __init__(self) -> None:
+            super().__init__()
+            with created.open("a") as file:
+                file.write("x")
+
+        def step(self, action: Any) -> Any:
+            if not workers and action == 1 and self.age == 4 and (tmp_path / "flag").exists():
+                (tmp_path / "flag").unlink()
+                raise RuntimeError("broken")
+            return super().step(action)
+
+    env = envs.make(Counted, 4, workers=workers, restart_on_error=True, frame_stack=1)
+    env.reset(0)
+    (tmp_path / "flag").touch()
+    before = len(created.read_text())
+    for _ in range(7):
+        env.step(np.arange(4) % 3)
+    lost = 2 if workers else 1
+    assert env.errors == lost
+    assert len(created.read_text()) - before == lost
+    assert isinstance(env, GymnasiumVectorEnv)
+    env._pool.call([(0, "recreate", ())])  # this one has been used
+    assert len(created.read_text()) - before == lost + 1
+    env.close()

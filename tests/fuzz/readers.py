@@ -68,6 +68,13 @@ def _mask() -> bytes:
     return out.getvalue()
 
 
+def _colored_mask() -> bytes:
+    out = io.BytesIO()
+    numbers = np.arange(108).reshape(12, 9) % 2
+    Image.fromarray(np.array([(0, 0, 0), (128, 64, 0)], np.uint8)[numbers]).save(out, "PNG")
+    return out.getvalue()
+
+
 def _zip(files: Files) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -169,6 +176,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         f"<object><name>cat</name><bndbox><xmin>{k}</xmin><ymin>1</ymin><xmax>7</xmax><ymax>9</ymax></bndbox></object>"
         for k in (1, 2)
     )
+    labels = [[f"00000/{name}", k % 2] for k, name in enumerate(pictures)]
     images_idx = _idx(np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28))
     class_folders = {f"{split}/{label}/{k}.png": png for split in ("train", "test") for label in "ab" for k in range(2)}
     config = json.dumps({"kind": "dqn", "config": {"seed": 1}, "extra": {}}).encode()
@@ -205,6 +213,18 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             {f"images/{name}": png for name in pictures} | {f"masks/{name}": _mask() for name in pictures},
             ("masks/b.png", "images/c.png"),
             lambda path: load_masks(str(path), "train"),
+        ),
+        "masks CVAT": Reader(
+            {f"JPEGImages/{name}": png for name in pictures}
+            | {f"SegmentationClass/{name}": _colored_mask() for name in pictures}
+            | {"labelmap.txt": b"# label:color_rgb:parts:actions\na:0,0,0::\nb:128,64,0::\n"},
+            ("labelmap.txt", "SegmentationClass/b.png"),
+            lambda path: load_masks(str(path), "train"),
+        ),
+        "labels StyleGAN": Reader(
+            {**{f"00000/{name}": png for name in pictures}, "dataset.json": json.dumps({"labels": labels}).encode()},
+            ("dataset.json",),
+            lambda path: load(str(path), "train", image_size=8),
         ),
         "boxes VOC": Reader({"a.png": png, "a.xml": f"{voc}</annotation>".encode()}, ("a.xml",), boxes),
         "boxes COCO": Reader({**pictures, "x.json": json.dumps(coco).encode()}, ("x.json",), boxes),

@@ -21,6 +21,7 @@ from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import EXIT_STOPPED, Stopped, UserError
 from zerokara.core.data import glyphs
+from zerokara.core.run import Run
 from zerokara.generative import dcgan
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.data import Data
@@ -42,6 +43,7 @@ START = f"""
 import sys
 from zerokara.core.compute import Compute
 from zerokara.core.data import glyphs
+from zerokara.core.run import Run
 from zerokara.generative import dcgan
 glyphs.NUMBER = {FEW}
 dcgan.choose_compute = lambda *_: Compute(device="cpu", threads=1)
@@ -364,6 +366,7 @@ def test_warns_of_a_perfect_discriminator(capsys: pytest.CaptureFixture[str]) ->
 
 def test_classes_are_generated_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
     dcgan.main([*TINY, "--name", "classes", "--conditional", "--updates", "10", "--preset", "r3"])
+    assert Run.read_config(Path("runs/classes"))["extra"]["classes"] == [str(digit) for digit in range(10)]
     sampler = Sampler.load(Path("runs/classes"), threads=1)
     assert sampler.class_names == tuple("0123456789")
     labels = sampler.labels(12)

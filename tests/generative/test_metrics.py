@@ -235,3 +235,10 @@ def test_training_refuses_and_warns_too(tmp_path: Path, capsys: pytest.CaptureFi
     classifier = save_classifier(tmp_path / "classifier", seed=3)
     make_run(tmp_path, "warned", *words, "--classifier", str(classifier))
     assert "warning: The discriminator's backbone was initialized from runs/gone" in capsys.readouterr().err
+
+
+def test_help_says_that_an_inception_network_is_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        metrics.main(["--help-all"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "TorchScript is a program that is run: give only files from sources that you trust" in text

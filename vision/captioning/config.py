@@ -16,11 +16,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from zerokara.core.backbones.base import Backbone, Stem
-from zerokara.core.backbones.registry import find_backbone, option_names
+from zerokara.core.backbones.registry import option_names
 from zerokara.core.config import Range, UserError
 from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.models.normalization import NormalizationOptions, published_moments
 from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
 from zerokara.core.progress import loading
 from zerokara.core.run_options import RunOptions
@@ -32,7 +33,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunOptions):
+class Config(NormalizationOptions, RunOptions):
     """Config of an image captioning run."""
 
     RENAMED: ClassVar = names.RENAMED
@@ -194,15 +195,6 @@ class BackboneSource:
         requested = {"width": config.width_multiplier, "stem": config.stem}
         defaults = {"width": 1.0, "stem": "paper"}
         options = {name: value for name, value in requested.items() if name in supported or value != defaults[name]}
-        if config.weights:
-            file, backbone_class = Path(config.weights).expanduser(), find_backbone(config.backbone)
-            return cls(
-                config.backbone,
-                options,
-                backbone_class.published_mean,
-                backbone_class.published_std,
-                lambda backbone: load_pretrained_backbone(backbone, file),
-            )
         if config.pretrained_backbone:
             metadata = _classifier_metadata(config.pretrained_backbone)
             if metadata is not None:
@@ -212,16 +204,23 @@ class BackboneSource:
                         f"The inputs of {config.pretrained_backbone} are grayscale images: give a network that was "
                         f"trained on color images."
                     )
+                mean, std = metadata.mean, metadata.std
+                if config.published_normalization:
+                    mean, std = published_moments(metadata.backbone)
                 return cls(
                     metadata.backbone,
                     metadata.options,
-                    metadata.mean,
-                    metadata.std,
+                    mean,
+                    std,
                     lambda backbone: _load_own_backbone(backbone, path),
                 )
-        mean, std = (tuple(moment_C.tolist()) for moment_C in channel_moments(train.images))
-        if config.pretrained_backbone:
-            file = Path(config.pretrained_backbone).expanduser()
+        # In runs of older releases it is None, and only --weights had a normalization of their own.
+        if config.published_normalization or (config.published_normalization is None and config.weights):
+            mean, std = published_moments(config.backbone)
+        else:
+            mean, std = (tuple(moment_C.tolist()) for moment_C in channel_moments(train.images))
+        if source := config.weights or config.pretrained_backbone:
+            file = Path(source).expanduser()
             return cls(config.backbone, options, mean, std, lambda backbone: load_pretrained_backbone(backbone, file))
         return cls(config.backbone, options, mean, std, None)
 

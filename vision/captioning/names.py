@@ -147,6 +147,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "stem",
         "pretrained_backbone",
         "weights",
+        "published_normalization",
         "finetune_backbone",
     ),
     "decoder": ("min_word_count", "embedding_dim", "hidden_units", "dropout"),

@@ -15,6 +15,7 @@ from zerokara.core.backbones.base import Stem
 from zerokara.core.compute import Switch
 from zerokara.core.config import Range
 from zerokara.core.data.image_files import Background
+from zerokara.core.models.normalization import NormalizationOptions
 from zerokara.core.run_options import RunOptions
 from zerokara.vision.classification import names
 
@@ -26,7 +27,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunOptions):
+class Config(NormalizationOptions, RunOptions):
     """Config of an image classification run."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
@@ -47,7 +48,7 @@ class Config(RunOptions):
     """Named set of defaults for all other options."""
     data: str = "glyphs"
     """glyphs, mnist, fashion-mnist, cifar10, cifar100, or a folder or zip. Data set: synthetic digits (glyphs), a named
-    data set, or the path of a folder or zip file of class folders."""
+    data set (also emnist-letters and others of EMNIST), or the path of a folder or zip file of class folders."""
     data_dir: str = ""
     """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara). They are downloaded to it."""
     image_size: Annotated[int | None, Range(8, 1024)] = None

@@ -20,6 +20,7 @@ from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
+from zerokara.core.models.normalization import published_moments
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.vision.classification.config import Config
@@ -131,6 +132,9 @@ class Training(SupervisedTraining[Classifier]):
 def make_metadata(config: Config, images: Data) -> ClassifierMetadata:
     """Return the metadata of the network that the config describes, for these images."""
     channels, height, width = images.train.shape
+    mean, std = tuple(images.mean_C.tolist()), tuple(images.std_C.tolist())
+    if config.published_normalization:
+        mean, std = published_moments(config.backbone)
     defaults = {"width": 1.0, "stem": "paper", "output_dropout": 0.0}  # default values are not stored
     options = {"width": config.width_multiplier, "stem": config.stem, "output_dropout": config.output_dropout}
     return ClassifierMetadata(
@@ -139,8 +143,8 @@ def make_metadata(config: Config, images: Data) -> ClassifierMetadata:
         classes=images.train.classes,
         channels=channels,
         image_size=(height, width),
-        mean=tuple(images.mean_C.tolist()),
-        std=tuple(images.std_C.tolist()),
+        mean=mean,
+        std=std,
         options={name: value for name, value in options.items() if value != defaults[name]},
         dropout=config.dropout,
         data=images.train.source,

@@ -153,6 +153,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "output_dropout",
         "pretrained_backbone",
         "weights",
+        "published_normalization",
     ),
     "optimization": (
         "epochs",

@@ -15,6 +15,7 @@ from zerokara.core.backbones.base import Stem
 from zerokara.core.backbones.registry import option_names
 from zerokara.core.config import Range, UserError
 from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.models.normalization import NormalizationOptions, decide_normalization
 from zerokara.core.run_options import RunOptions
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.detection import names
@@ -28,7 +29,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunOptions):
+class Config(NormalizationOptions, RunOptions):
     """Settings of a detection run."""
 
     RENAMED: ClassVar[Mapping[str, str]] = names.RENAMED
@@ -201,7 +202,7 @@ def resolve_backbone(config: Config) -> tuple[Config, ClassifierMetadata | None]
         config = replace(config, width_multiplier=1.0)
     if "stem" in option_names(config.backbone) and config.stem is None:
         config = replace(config, stem="paper")
-    return config, metadata
+    return decide_normalization(config, channels=3), metadata
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

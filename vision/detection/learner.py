@@ -22,6 +22,7 @@ from zerokara.core.data.boxes import BoxSet, load_boxes, split
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.models.normalization import published_moments
 from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
@@ -248,10 +249,12 @@ def detect_all(
 def make_metadata(config: Config, train: BoxSet, pretrained: ClassifierMetadata | None) -> DetectorMetadata:
     """Return the metadata of the detector that a config describes.
 
-    Images are normalized with mean and standard deviation of the pretrained classifier; without one, with those of the
-    training images.
+    Images are normalized with mean and standard deviation of the pretrained classifier or published weights; without
+    them, with those of the training images.
     """
-    if pretrained is not None and pretrained.channels == 3:
+    if config.published_normalization:
+        mean, std = published_moments(config.backbone)
+    elif pretrained is not None and pretrained.channels == 3:
         mean, std = pretrained.mean, pretrained.std
     else:
         mean, std = (tuple(value_C.tolist()) for value_C in channel_moments(train.images))

@@ -100,6 +100,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "width_multiplier",
         "stem",
         "pretrained_backbone",
+        "published_normalization",
         "freeze_batch_norm",
         "stride",
         "bins",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from zerokara.core.backbones.base import Stem
 from zerokara.core.compute import Switch
 from zerokara.core.config import Range, UserError
+from zerokara.core.models.normalization import NormalizationOptions
 from zerokara.core.run_options import RunOptions
 from zerokara.vision.segmentation import names
 from zerokara.vision.segmentation.augment import JointAugment
@@ -27,7 +28,7 @@ Pixels = Annotated[tuple[int, ...], Range(8, 4096)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunOptions):
+class Config(NormalizationOptions, RunOptions):
     """Config of a semantic segmentation run."""
 
     RENAMED: ClassVar = names.RENAMED

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerokara.core.backbones.registry import find_backbone, option_names
+from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import MaskSet, load_masks
@@ -21,6 +21,7 @@ from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.splits import AnySplit
 from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
+from zerokara.core.models.normalization import published_moments
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.vision.segmentation.config import Config, height_width
@@ -150,13 +151,14 @@ def make_metadata(config: Config, images: Data) -> SegmenterMetadata:
         UserError: --weights is combined with grayscale images.
     """
     channels, height, width = images.train.shape
-    data_moments = {"mean": tuple(images.mean_C.tolist()), "std": tuple(images.std_C.tolist())}
     if config.weights and channels != 3:
         raise UserError(
             "--weights requires images with three color channels: leave out --grayscale, or leave out --weights."
         )
-    backbone_class = find_backbone(config.backbone)
-    published = {"mean": backbone_class.published_mean, "std": backbone_class.published_std}
+    mean, std = tuple(images.mean_C.tolist()), tuple(images.std_C.tolist())
+    # In runs of older releases it is None, and only --weights had a normalization of their own.
+    if config.published_normalization or (config.published_normalization is None and config.weights):
+        mean, std = published_moments(config.backbone)
     # The defaults of the config set a width and a stem, but not every backbone has these options.
     available = option_names(config.backbone)
     values = {"width": config.width_multiplier, "stem": config.stem}
@@ -167,13 +169,14 @@ def make_metadata(config: Config, images: Data) -> SegmenterMetadata:
         classes=images.train.classes,
         channels=channels,
         image_size=(height, width),
+        mean=mean,
+        std=std,
         options=options,
         hidden_units=config.hidden_units,
         dropout=config.dropout,
         decoder_channels=config.decoder_channels,
         data=images.train.source,
         command=command(),
-        **(published if config.weights else data_moments),
     )
 
 

@@ -151,6 +151,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "decoder_channels",
         "pretrained_backbone",
         "weights",
+        "published_normalization",
     ),
     "training": (
         "epochs",

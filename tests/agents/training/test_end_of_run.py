@@ -120,3 +120,18 @@ def test_lengths_that_were_reduced_are_printed_by_a_new_run(make: Make, monkeypa
         "ALE/Pong-v5: frame_skip 4",
         "ALE/Pong-v5: frame_skip 4",
     ]
+
+
+def test_a_finished_run_misses_no_replay_buffer_and_one_that_goes_on_does(
+    catch_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not list(catch_run.glob("replay-*"))
+    dqn.main(["--name", "catch", "--resume", "--total-steps", "440"])
+    printed = capsys.readouterr().out
+    assert "is missing or too short; the buffer is empty" in printed
+    assert "replay buffer: 0 of 1,000 transitions" in printed
+    dqn.main(["--name", "catch", "--resume"])
+    printed = capsys.readouterr().out
+    assert "watch it with" in printed
+    assert "missing" not in printed
+    assert "replay buffer: " not in printed

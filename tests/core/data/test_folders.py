@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -338,3 +339,42 @@ def test_a_class_without_test_images_keeps_the_numbers_of_the_others(tmp_path: P
     test = load(str(path), "test")
     assert gray_levels(test) == [("a", 1), ("c", 3)]
     assert test.messages == ("no test image has the class b",)
+
+
+def stylegan_splits(folders: Sequence[str], at_root: bool) -> dict[str, bytes | int]:
+    """Return the images of `stylegan` in folders of splits, with one dataset.json, or one in each folder."""
+    names = [name for name in stylegan(None) if name.endswith(".png")]
+    files: dict[str, bytes | int] = {f"{top}/{name}": k % 3 for top in folders for k, name in enumerate(names)}
+    rows = [[name, k % 3] for k, name in enumerate(names)]
+    tables = {"dataset.json": [[f"{top}/{name}", label] for top in folders for name, label in rows]}
+    tables = tables if at_root else {f"{top}/dataset.json": rows for top in folders}
+    return files | {path: json.dumps({"labels": table}).encode() for path, table in tables.items()}
+
+
+@pytest.mark.parametrize("at_root", [True, False])
+def test_labels_of_stylegan_in_folders_of_splits(tmp_path: Path, at_root: bool) -> None:
+    """Test images were every tenth one, and two files of labels were ignored."""
+    path = str(write_files(tmp_path / "set", stylegan_splits(("train", "test"), at_root)))
+    train, test = load(path, "train"), load(path, "test")
+    assert train.classes == test.classes == ("0", "1", "2")
+    assert (len(train), len(test)) == (15, 15)
+    assert train.labels.tolist() == train.images[:, 0, 0, 0].tolist()
+    assert "labels of dataset.json in train/ and test/" in train.source
+
+
+def test_several_files_of_labels_are_one_set(tmp_path: Path) -> None:
+    files = stylegan_splits(("cats", "dogs"), at_root=False)
+    path = write_files(tmp_path / "set", {**files, ".trash/dataset.json": b"{", "readme/dataset.json": b"{}"})
+    train = load(str(path), "train")
+    assert (len(train), train.classes) == (27, ("0", "1", "2"))
+    (path / "dataset.json").write_text(json.dumps({"labels": [["cats/00000/img00000000.png", 2]]}))
+    with pytest.raises(UserError, match=r"cats/00000/img00000000\.png in .* has the label [02] in one dataset\.json"):
+        load(str(path), "train")
+
+
+def test_a_label_of_test_images_that_no_training_image_has_is_refused(tmp_path: Path) -> None:
+    files = stylegan_splits(("train", "test"), at_root=False)
+    rows = [[name.removeprefix("test/"), 7] for name in files if name.startswith("test/") and name.endswith(".png")]
+    path = write_files(tmp_path / "set", {**files, "test/dataset.json": json.dumps({"labels": rows}).encode()})
+    with pytest.raises(UserError, match=r"has the class '7' in test/ but not in train/"):
+        load(str(path), "test")

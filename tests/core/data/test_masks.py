@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data import UNLABELED, MaskSet, load_masks
 from zerokara.core.data.image_files import decode_mask, resize_and_crop, resize_and_crop_mask
 from zerokara.core.data.mask_files import CAMVID, VOC
+from zerokara.core.data.splits import AnySplit
 
 PHOTO = np.zeros((4, 6, 3), np.uint8)
 MASK = np.array([[0, 0, 1, 1, 2, 2]] * 4, np.uint8)
@@ -280,3 +282,108 @@ def test_transparency_of_a_mask_is_ignored() -> None:
     """Some editors save gray with transparency: the gray level is the class, also of pixels that are transparent."""
     opacity = np.array([[255, 0, 128, 255, 0, 128]] * 4, np.uint8)
     assert decode_mask(encode(np.stack([MASK, opacity], 2)), "m").tolist() == MASK.tolist()
+
+
+# Colored masks of CVAT.
+
+COLORS = {"background": (0, 0, 0), "road": (128, 64, 128), "car": (0, 0, 142)}
+LABELMAP = "# label:color_rgb:parts:actions\n" + "".join(
+    f"{name}:{','.join(map(str, color))}::\n" for name, color in COLORS.items()
+)
+
+
+def colored(numbers: np.ndarray) -> np.ndarray:
+    colors_KC = np.array(list(COLORS.values()), np.uint8)
+    return colors_KC.take(numbers, 0)
+
+
+def cvat(**changes: np.ndarray | bytes) -> dict[str, np.ndarray | bytes]:
+    """Create an export of "Segmentation mask 1.1" with images; `changes` replace masks by their name."""
+    names = [f"frame{index:02}" for index in range(12)]
+    files: dict[str, np.ndarray | bytes] = {
+        "labelmap.txt": LABELMAP.encode(),
+        "ImageSets/Segmentation/default.txt": "\n".join(names).encode(),
+    }
+    for name in names:
+        files[f"JPEGImages/{name}.jpg"] = encode(PHOTO, kind="JPEG")
+        files[f"SegmentationClass/{name}.png"] = changes.get(name, colored(MASK))
+        files[f"SegmentationObject/{name}.png"] = np.full((4, 6, 3), 128, np.uint8)
+    return files
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_colored_masks_of_cvat(tmp_path: Path, zipped: bool) -> None:
+    path = write_files(tmp_path / "task", cvat(), zipped=zipped)
+    train = load_masks(str(path), "train")
+    assert train.classes == tuple(COLORS)
+    assert train.masks[0].tolist() == MASK.tolist()
+    assert "colored masks of CVAT" in train.source
+    assert len(train.messages) == 1, train.messages
+    assert sum(len(load_masks(str(path), split)) for split in ("train", "val", "test")) == 12
+
+
+def test_colors_of_cvat_as_palettes_as_numbers_and_with_edges(tmp_path: Path) -> None:
+    """The order of a palette is not that of the classes; a mask in gray has class numbers."""
+    palette = Image.fromarray(2 - MASK, "P")
+    palette.putpalette([level for color in reversed(COLORS.values()) for level in color])
+    out = io.BytesIO()
+    palette.save(out, "PNG")
+    edges = colored(MASK)
+    edges[0, 0] = (224, 224, 192)  # of PASCAL VOC
+    files = cvat(frame01=out.getvalue(), frame02=MASK, frame03=edges)
+    train = load_masks(str(write_files(tmp_path / "task", files)), "train")
+    found = dict(zip(train.names, train.masks.tolist(), strict=True))
+    assert found.pop("frame03")[0][:2] == [UNLABELED, 0]
+    assert all(mask == MASK.tolist() for mask in found.values())
+
+
+def test_splits_of_cvat_and_separate_masks(tmp_path: Path) -> None:
+    files = cvat()
+    del files["ImageSets/Segmentation/default.txt"]
+    for split, numbers in {"Train": range(8), "Validation": range(8, 10), "Test": range(10, 12)}.items():
+        files[f"ImageSets/Segmentation/{split}.txt"] = "\n".join(f"frame{index:02}" for index in numbers).encode()
+    masks = write_files(tmp_path / "masks", {n: f for n, f in files.items() if "JPEG" not in n}, zipped=True)
+    images = write_files(tmp_path / "images", {n: f for n, f in files.items() if "JPEG" in n})
+    whole = write_files(tmp_path / "whole", files)
+    for split, number in zip(get_args(AnySplit), (8, 2, 2), strict=True):
+        for data, apart in ((whole, ""), (images, str(masks))):
+            loaded = load_masks(str(data), split, masks=apart)
+            assert len(loaded) == number
+            assert loaded.classes == tuple(COLORS)
+            assert not [line for line in loaded.messages if "left out" in line]
+
+
+def test_a_color_without_a_class_is_left_out_and_named(tmp_path: Path) -> None:
+    other = colored(MASK)
+    other[1, 1:3] = (1, 2, 3)
+    train = load_masks(str(write_files(tmp_path / "task", cvat(frame04=other))), "train")
+    assert "frame04" not in train.names
+    message = r"frame04\.png in .* has 2 pixels of colors that labelmap\.txt does not have, such as 1,2,3"
+    assert re.search(message, train.messages[-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LABELMAP + "sky:70,130::\n", r"Line 5 of labelmap\.txt in .* is 'sky:70,130::'"),
+        (LABELMAP + "sky:70,130,256::\n", "each 0 to 255"),
+        (LABELMAP + f"sky:{'1' * 5000},0,0::\n", "each 0 to 255"),
+        (LABELMAP + "car:1,1,1::\n", r"Line 5 of .* repeats a class or a color"),
+        (LABELMAP + "sky:0,0,142::\n", r"Line 5 of .* repeats a class or a color"),
+        ("".join(f"{index}:{index % 256},{index // 256},9::\n" for index in range(256)), "at most 255 are supported"),
+    ],
+)
+def test_invalid_label_maps_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = write_files(tmp_path / "task", {**cvat(), "labelmap.txt": text.encode()})
+    with pytest.raises(UserError, match=message):
+        load_masks(str(path), "train")
+
+
+def test_different_label_maps_and_one_of_another_program(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "task", {**cvat(), "SegmentationClass/labelmap.txt": b"a:1,1,1::\nb:2,2,2::\n"})
+    with pytest.raises(UserError, match=r"different classes in .*labelmap\.txt and .*labelmap\.txt"):
+        load_masks(str(path), "train")
+    files: dict[str, np.ndarray | bytes] = {f"images/{index}.png": PHOTO for index in range(4)}
+    files |= {f"masks/{index}.png": MASK for index in range(4)}
+    other = write_files(tmp_path / "other", {**files, "labelmap.txt": b"sky\nroad\ncar\n"})
+    assert load_masks(str(other), "train").classes == ("class 0", "class 1", "class 2")

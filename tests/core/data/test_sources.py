@@ -9,6 +9,7 @@ from PIL import Image
 
 from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, load, sources
+from zerokara.core.data.emnist import NAMES as EMNIST_NAMES
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_known_sets_are_resized_and_converted() -> None:
 
 
 def test_downloads_have_checkchecksums_and_two_mirrors() -> None:
-    assert set(DATASETS) == {"glyphs", *sources.IDX_SETS, *sources.CIFAR_REMOTES}
+    assert set(DATASETS) == {"glyphs", *sources.IDX_SETS, *EMNIST_NAMES, *sources.CIFAR_REMOTES}
     checksums = [md5 for source in sources.IDX_SETS.values() for md5 in source.md5s]
     checksums += [remote.md5 for remote in sources.CIFAR_REMOTES.values()]
     assert all(len(md5) == 32 and int(md5, 16) for md5 in checksums)

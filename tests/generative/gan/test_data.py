@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lmdb
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
-from zerokara.core.data import glyphs
+from zerokara.core.data import Split, glyphs
 from zerokara.envs.frames import record
 from zerokara.generative.gan import data as gan_data
 from zerokara.generative.gan.config import PRESETS, Config
@@ -260,3 +261,34 @@ def test_the_folders_of_stylegans_dataset_tool_are_not_classes(tmp_path: Path, l
     if labeled:
         assert images.labels.tolist() == images.images[:, 0, 0, 0].tolist()
         assert any(f"1 images without a label are not used, such as {names[0]}" in line for line in messages)
+
+
+def test_labels_of_stylegans_dataset_tool_in_folders_of_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows = []
+        for index in range(120):
+            name = f"{index // 50:05}/img{index:08}.png"
+            (tmp_path / split / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (32, 32), index % 3).save(tmp_path / split / name)
+            rows.append([name, index % 3])
+        (tmp_path / split / "dataset.json").write_text(json.dumps({"labels": rows}))
+    loaded = [load_split(config("--data", str(tmp_path)), split)[0] for split in get_args(Split)]
+    for images in loaded:
+        assert (len(images), images.classes) == (120, ("0", "1", "2"))
+        assert images.labels.tolist() == images.images[:, 0, 0, 0].tolist()
+        assert "labels of dataset.json" in images.source
+
+
+def test_emnist_is_found_by_name(tmp_path: Path) -> None:
+    def idx(array: np.ndarray) -> bytes:
+        return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+    images = np.zeros((4, 28, 28), np.uint8)
+    images[:, 3, 5] = 200  # images are stored transposed
+    (tmp_path / "emnist-letters-train-images-idx3-ubyte").write_bytes(idx(images))
+    (tmp_path / "emnist-letters-train-labels-idx1-ubyte").write_bytes(idx(np.arange(1, 5, dtype=np.uint8)))
+    loaded, _ = load_split(config("--data", "emnist-letters", "--data-dir", str(tmp_path), "--conditional"), "train")
+    assert (loaded.shape, loaded.classes[:2], loaded.labels.tolist()) == ((1, 28, 28), ("A", "B"), [0, 1, 2, 3])
+    assert int(loaded.images[0, 0, 5, 3]) == 200
+    with pytest.raises(UserError, match=f"give --data emnist-letters --data-dir {tmp_path}"):
+        load_split(config("--data", str(tmp_path)), "train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,3 +251,19 @@ def test_memory_estimate_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
             make_loss_network(BackboneOptions(backbone="alexnet", loss_network="random")).on(Compute()), (1, 3, 20, 20)
         )
     assert np.isfinite(needed)
+
+
+def test_published_weights_without_metadata_bring_their_normalization(tmp_path: Path) -> None:
+    backbone = make_backbone("vgg11", 3, 32, width=0.05)
+    torch.save({backbone.published_name(name): x for name, x in backbone.state_dict().items()}, tmp_path / "a.pth")
+    options: dict[str, Any] = {"backbone": "vgg11", "width_multiplier": 0.05}
+    file = str(tmp_path / "a.pth")
+
+    def mean(**given: Any) -> list[float]:
+        return make_loss_network(BackboneOptions(**options, **given)).mean.flatten().tolist()
+
+    imagenet = pytest.approx(backbone.published_mean)
+    assert mean(pretrained_backbone=file, published_normalization=True) == imagenet
+    assert mean(pretrained_backbone=file) == [0, 0, 0], "runs of older releases"
+    assert mean(weights=file) == imagenet
+    assert mean(weights=file, published_normalization=False) == [0, 0, 0]
