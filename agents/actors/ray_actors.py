@@ -14,6 +14,7 @@ import dataclasses
 import math
 import os
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from zerokara.core.config import UserError
 from zerokara.core.machine import usable_cores
 
 MIN_OBJECT_STORE = 1 << 28  # bytes
-CONNECT_SECONDS = "5"  # for which Ray tries to connect to a cluster; by default it takes minutes
+CONNECT_SECONDS = 5.0  # in which a machine must answer
 
 
 @contextlib.contextmanager
@@ -50,9 +51,10 @@ def connected(config: Config) -> Iterator[None]:
         yield
         return
     if config.ray_address:
-        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", CONNECT_SECONDS)
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # one attempt of 40 s; by default there are 20
     options: dict[str, Any] = {"address": config.ray_address} if config.ray_address else _local_options(config)
     try:
+        _check_that_it_answers(config.ray_address)
         with _signal_handlers():
             ray.init(**options, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
@@ -76,6 +78,17 @@ def _local_options(config: Config) -> dict[str, Any]:
         "include_dashboard": False,
         "object_store_memory": MIN_OBJECT_STORE + chunks,
     }
+
+
+def _check_that_it_answers(address: str) -> None:
+    """Check that a server listens at host:port, because Ray itself takes minutes; other forms are not checked.
+
+    Raises:
+        OSError: there is none.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 @contextlib.contextmanager
