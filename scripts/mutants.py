@@ -42,9 +42,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         f"{_Q}/test_learner.py",
         "tests/agents/test_dqn_steps.py",
         "tests/agents/test_wiring_dqn.py",
+        "tests/agents/configs/test_reference_values.py",
+        "tests/agents/test_fire.py",
     ),
     "agents/pqn.py": (
         f"{_Q}/test_targets_and_losses.py",
+        "tests/agents/test_fire.py",
         "tests/agents/test_wiring_pqn.py",
         "tests/agents/test_pqn.py",
     ),
@@ -56,8 +59,16 @@ TESTS: dict[str, tuple[str, ...]] = {
     "agents/qlearning/prioritized_replay.py": (f"{_Q}/test_prioritized_replay.py", f"{_A}/test_feed.py"),
     "agents/qlearning/policy.py": (f"{_Q}/test_policy.py",),
     "agents/qlearning/exploration.py": (f"{_Q}/test_exploration.py",),
-    "agents/qlearning/schedules.py": (f"{_Q}/test_schedules.py", f"{_A}/test_actor.py", f"{_A}/test_feed.py"),
-    "agents/qlearning/distributional.py": (f"{_Q}/test_targets_and_losses.py",),
+    "agents/qlearning/schedules.py": (
+        f"{_Q}/test_schedules.py",
+        f"{_A}/test_actor.py",
+        f"{_A}/test_feed.py",
+        "tests/agents/configs/test_reference_values.py",
+    ),
+    "agents/qlearning/distributional.py": (
+        f"{_Q}/test_targets_and_losses.py",
+        "tests/agents/configs/test_reference_values.py",
+    ),
     "agents/training/session.py": (
         "tests/agents/test_dqn_steps.py",
         "tests/agents/training/test_session.py",
