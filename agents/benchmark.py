@@ -23,35 +23,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from rich.console import Console
-
-from zerokara.agents.benchmarking import dopamine_curves
-from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
-from zerokara.agents.benchmarking.plan import (
-    PlannedRun,
-    State,
-    available_devices,
-    divide_cores,
-    free_memory,
-    make_job,
-    plan_runs,
-    protocol_deviations,
-    run_state,
-)
 from zerokara.agents.benchmarking.processes import Job, ProcessPool
-from zerokara.agents.benchmarking.report import Record, Results, Section, read_record, save_curves, sections
 from zerokara.agents.configs.common import ProtocolName, Settings
 from zerokara.agents.configs.protocols import PROTOCOLS
-from zerokara.core.checkpoint import write_atomically
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import EXIT_STOPPED, Range, Stopped, UserError, flag, run_main
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program
-from zerokara.core.progress import Progress
-from zerokara.core.report import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +101,30 @@ class Options:
     """CPU threads of each run; 0: number of cores, divided by the runs at the same time."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:<n> or mps. auto uses all CUDA GPUs in turn, or the CPU if there is none."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+from rich.console import Console
+
+from zerokara.agents.benchmarking import dopamine_curves
+from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
+from zerokara.agents.benchmarking.plan import (
+    PlannedRun,
+    State,
+    available_devices,
+    divide_cores,
+    free_memory,
+    make_job,
+    plan_runs,
+    protocol_deviations,
+    run_state,
+)
+from zerokara.agents.benchmarking.report import Record, Results, Section, read_record, save_curves, sections
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.progress import Progress
+from zerokara.core.report import write_json
 
 
 class Monitor:

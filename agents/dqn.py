@@ -31,15 +31,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from zerokara.agents.configs.dqn import KIND, Config, read_config
+from zerokara.agents.configs.presets import DEVIATIONS
+from zerokara.agents.qlearning import schedules
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import run_main
+
+if __name__ == "__main__":
+    check_command_line(read_config, __doc__)  # before the imports below, which take seconds
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.agents.actors import feed, ray_actors
-from zerokara.agents.configs.dqn import KIND, Config, read_config
-from zerokara.agents.configs.presets import DEVIATIONS
-from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.distributional import CATEGORICAL_LOSSES, SCALAR_LOSSES, project, quantile_huber_loss
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead
@@ -50,7 +56,6 @@ from zerokara.agents.qlearning.replay import ALL, Batch, Replay, Rows
 from zerokara.agents.training.replay_buffer import make_replay
 from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
-from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.training_program import check_divisible, choose_compute, open_run

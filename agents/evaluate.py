@@ -24,23 +24,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
-
-import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from zerokara.agents.benchmarking.atari_scores import human_normalized, reference_scores
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
-from zerokara.agents.training.evaluation import Scores, evaluate, parallel_episodes
-from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, find_agent, load_agent
-from zerokara.core.command_line import parse
+from zerokara.agents.viewing.choices import Which
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.machine import describe_versions
 from zerokara.core.programs import program_command
-from zerokara.core.report import numbered, run_folders, tables_within, write_json
 
 DEFAULT_EPISODES = 30
 
@@ -85,6 +80,18 @@ class Options:
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: one for each core."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from zerokara.agents.training.evaluation import Scores, evaluate, parallel_episodes
+from zerokara.agents.viewing.loading import Agent, evaluation_seed, find_agent, load_agent
+from zerokara.core.report import numbered, run_folders, tables_within, write_json
 
 
 def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:

@@ -27,24 +27,14 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from zerokara.agents.qlearning.agent_file import AgentMetadata
-from zerokara.agents.qlearning.exploration import Exploration
-from zerokara.agents.qlearning.network import QNetwork
-from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, find_agent, load_agent
-from zerokara.core.command_line import parse
+from zerokara.agents.viewing.choices import Which
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.models import onnx_file
-from zerokara.core.models.exporting import Function, compare, put_in_place
 from zerokara.core.programs import program_command
-from zerokara.core.report import run_folders
-from zerokara.envs import VectorEnv
 
 MAX_DIFFERENCE = 1e-4  # of a Q-value, as a fraction of the largest absolute Q-value
 MAX_DIFFERENCE_HALF = 0.02  # with weights rounded to float16
@@ -68,6 +58,23 @@ class Options:
     """Save the weights of the safetensors file as float16, which halves its size."""
     observations: Annotated[int, Range(1, 10_000)] = 256
     """Number of observations for the check."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zerokara.agents.qlearning.agent_file import AgentMetadata
+from zerokara.agents.qlearning.exploration import Exploration
+from zerokara.agents.qlearning.network import QNetwork
+from zerokara.agents.viewing.loading import Agent, evaluation_seed, find_agent, load_agent
+from zerokara.core.models import onnx_file
+from zerokara.core.models.exporting import Function, compare, put_in_place
+from zerokara.core.report import run_folders
+from zerokara.envs import VectorEnv
 
 
 class DeployedAgent(nn.Module):

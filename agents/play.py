@@ -21,23 +21,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import cv2
-import numpy as np
-
-from zerokara import envs
-from zerokara.agents.training.pictures import EpisodeStep, frames_per_second, play_episode
-from zerokara.agents.viewing.drawing import MAX_BARS, EpisodeRenderer, newest_frame
-from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, find_agent, load_agent
-from zerokara.agents.viewing.saliency import saliency
-from zerokara.core.command_line import parse
+from zerokara.agents.viewing.choices import Which
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
-from zerokara.core.progress import Progress
-from zerokara.core.report import run_folders
 from zerokara.core.zoo import registry as zoo
 
 MAX_STEPS = 3_000
@@ -68,6 +59,22 @@ class Options:
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: one, which is faster for one observation at a time; one per core with --attention."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import cv2
+import numpy as np
+
+from zerokara import envs
+from zerokara.agents.training.pictures import EpisodeStep, frames_per_second, play_episode
+from zerokara.agents.viewing.drawing import MAX_BARS, EpisodeRenderer, newest_frame
+from zerokara.agents.viewing.loading import Agent, evaluation_seed, find_agent, load_agent
+from zerokara.agents.viewing.saliency import saliency
+from zerokara.core.media import write_mp4, write_png
+from zerokara.core.progress import Progress
+from zerokara.core.report import run_folders
 
 
 class Episode:

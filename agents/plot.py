@@ -15,23 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from zerokara.agents.viewing.curves import (
-    UNITS_PER_HOUR,
-    X_LABELS,
-    Y_LABELS,
-    Group,
-    XAxis,
-    draw,
-    group_curves,
-    read_curve,
-)
-from zerokara.core.command_line import parse
+from zerokara.agents.viewing.choices import XAxis
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.programs import program_command
-from zerokara.core.report import new_figure, run_folders, write_figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +39,21 @@ class Options:
     """PNG file; empty: learning-curves.png beside the first run."""
     dpi: Annotated[int, Range(30, 600)] = 150
     """Dots per inch; the plot is 9 inches wide and 5.5 inches high."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+from zerokara.agents.viewing.curves import (
+    UNITS_PER_HOUR,
+    X_LABELS,
+    Y_LABELS,
+    Group,
+    draw,
+    group_curves,
+    read_curve,
+)
+from zerokara.core.report import new_figure, run_folders, write_figure
 
 
 def save_plot(groups: Sequence[Group], options: Options, path: Path) -> None:

@@ -25,29 +25,33 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from zerokara.agents.configs.pqn import DEVIATIONS, KIND, Config, read_config
+from zerokara.agents.qlearning import schedules
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import run_main
+from zerokara.core.schedules import linear
+
 # OpenMP threads wait for work in a loop that keeps the core busy (they spin). After each forward pass this would take a
 # core from the emulators, so the spin count is limited. OpenMP reads the variable when PyTorch is imported.
 SPIN = ("GOMP_SPINCOUNT", "10000")
+
 if __name__ == "__main__":
     os.environ.setdefault(*SPIN)
+    check_command_line(read_config, __doc__)  # before the imports below, which take seconds
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerokara.agents.configs.pqn import DEVIATIONS, KIND, Config, read_config
-from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
 from zerokara.agents.qlearning.policy import Policy, obs_dtype
 from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
-from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.run import LogCallback, Run
-from zerokara.core.schedules import linear
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.envs import VectorEnv
 

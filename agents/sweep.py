@@ -24,17 +24,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from zerokara.agents.sweeping.config import KIND, Config, check_same_command, describe_objective, read_command_line
+from zerokara.agents.sweeping.search_space import AGENTS, AgentProgram, Dimension, format_params, trial_arguments
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import EXIT_STOPPED, Stopped, UserError, error_summary, run_main
+from zerokara.core.machine import describe_machine
+from zerokara.core.programs import program, program_command
+
+if __name__ == "__main__":
+    check_command_line(read_command_line, __doc__)  # before the imports below, which take seconds
+
 import optuna
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
-from zerokara.agents.sweeping.config import KIND, Config, check_same_command, describe_objective, read_command_line
 from zerokara.agents.sweeping.report import format_table, write_report
-from zerokara.agents.sweeping.search_space import AGENTS, AgentProgram, Dimension, format_params, trial_arguments
 from zerokara.agents.sweeping.trial import DIVERGED, TrialProcess, curve_value
-from zerokara.core.config import EXIT_STOPPED, Stopped, UserError, error_summary, run_main
-from zerokara.core.machine import describe_machine
-from zerokara.core.programs import program, program_command
 from zerokara.core.run import Run
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)

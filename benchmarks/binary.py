@@ -23,9 +23,8 @@ from zerokara.core.config import from_dict, run_main
 from zerokara.core.machine import describe_machine
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
-from zerokara.vision.binarization.config import PRESETS, Config
+from zerokara.vision.binarization.config import KIND, PRESETS, Config
 from zerokara.vision.binarization.network import BinaryMetadata
-from zerokara.vision.binary import KIND
 from zerokara.vision.classification.learner import load_split
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies.grid import mean_interval

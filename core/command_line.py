@@ -35,6 +35,7 @@ from zerokara.core.config import (
     negated_flag,
     note,
     rename,
+    run_main,
     split_annotation,
     suggest,
     validate,
@@ -110,6 +111,23 @@ def parse(
     if not without_effect and not resumes:
         _refuse_without_effect(config, default, values)
     return config
+
+
+def check_command_line(read: Callable[[Sequence[str] | None, str], object], description: str | None) -> None:
+    """Read the command line of this process before a program imports PyTorch and its other large libraries.
+
+    Their imports take seconds; `--help` and mistakes are answered without them, and end the process. A program calls
+    this function above its imports, and reads the command line again in `main`:
+
+        if __name__ == "__main__":
+            check_command_line(read_config, __doc__)
+
+    Args:
+        read: returns the config, given the words after the program's name (None: those of the process) and what the
+            program does.
+        description: docstring of the program.
+    """
+    run_main(lambda: read(None, description or ""))
 
 
 def given_fields(

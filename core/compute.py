@@ -18,12 +18,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from zerokara.core.choices import Precision, Switch
 from zerokara.core.config import UserError
 from zerokara.core.layers import NoisyLinear
 from zerokara.core.machine import has_bfloat16, usable_cores
@@ -32,8 +33,6 @@ from zerokara.core.probe import MAX_FRACTION, MAX_SECONDS, MIN_COMPILE_SECONDS, 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-Precision = Literal["auto", "float32", "bfloat16"]
-Switch = Literal["auto", "on", "off"]
 TrainStep = Callable[["Compute"], Callable[[], object]]
 """Returns, for settings, a function that does one training step with them."""
 # Precision and channels_last of the candidates, in this order because a limit may end the measurement early.

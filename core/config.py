@@ -322,7 +322,7 @@ def _plain(value: Any) -> Any:
 # ---- the end of a program
 
 
-def run_main(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], object]) -> None:
     """Run a program's `main`: a `UserError` or a full disk prints one line on stderr, exit code 2; Ctrl-C exits 130.
 
     A run that a signal stopped, or that lost one of its processes, can be resumed: it exits with `EXIT_STOPPED`.

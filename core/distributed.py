@@ -18,10 +18,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -222,13 +221,6 @@ def collective_timeout() -> float:
     if not 0 < seconds < float("inf"):
         raise UserError(f"{TIMEOUT} is {text!r}, expected seconds above 0: set it to {DEFAULT_TIMEOUT:g}, or unset it.")
     return seconds
-
-
-def restarted_since() -> datetime | None:
-    """Return when torchrun was started, if `torchrun --max-restarts` has started this process again; None otherwise."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") in ("", "0"):
-        return None
-    return datetime.fromtimestamp(psutil.Process(os.getppid()).create_time(), UTC)
 
 
 def _store_after_restart(size: int, timeout: timedelta) -> Any:

@@ -1,4 +1,4 @@
-"""Names of settings in other libraries that training programs answer with ours.
+"""Names of settings in other libraries and in zerokara 0.1, which training programs answer with ours.
 
 Format (see core/command_line.py): name in the other library -> field, or text that completes the message. Every
 training program adds the names of its own field.
@@ -17,6 +17,14 @@ ONE_PROCESS = "is not an option here: the program runs in one process, on one --
 RESUME = "is not an option here: resume a run with --name and --resume."
 FOLDER = "is not an option here: a run is written to runs/<name>, and --name chooses the name."
 IN_MEMORY = "is not an option here: all images are read into memory when the run starts."
+
+RENAMED_ENV_SETTINGS: Mapping[str, str] = {
+    "sticky": "repeat_action_probability",
+    "full_action_set": "full_action_space",
+    "stack": "frame_stack",
+    "grey": "grayscale",
+}
+"""Settings of environments in zerokara 0.1, whose configs and checkpoints have the old names -> new name."""
 
 FOREIGN_NAMES: Mapping[str, str] = {
     "manualseed": "seed",

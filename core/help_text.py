@@ -51,14 +51,14 @@ def help_text(
         presets: values by preset name.
         description: module docstring of the program.
     """
-    annotations = field_types(config_class)
+    annotations, helps = field_types(config_class), field_help(config_class)
     words = [f" [{mark.word} ...]" for name in annotations for mark in _marks(annotations[name], Positional)]
     text = description.strip()
     lines = [f"usage: {program()}{''.join(words)} [options]", "", text if everything else _first_paragraphs(text)]
-    for title, names in _groups(config_class).items():
+    for title, names in _groups(config_class, annotations).items():
         lines += ["", f"{title}:"]
         for name in names:
-            lines += _field(config_class, default, presets, name, everything)
+            lines += _field(default, presets, name, annotations[name], helps.get(name, ""), everything)
     if presets:
         lines += ["", f"presets (the defaults above are those of {default.preset}):"]
     summaries = class_mapping(config_class, "PRESET_SUMMARIES")
@@ -81,22 +81,20 @@ def _first_paragraphs(text: str) -> str:
     return "\n\n".join([title, *itertools.takewhile(lambda paragraph: paragraph.startswith("    "), rest)])
 
 
-def _groups(config_class: type[Any]) -> dict[str, tuple[str, ...]]:
+def _groups(config_class: type[Any], fields: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return titles and fields in the order of the help text; fields without a group are last, under "options"."""
     common = tuple(getattr(config_class, "COMMON", ()))
     shown = {"most used": common}
     for title, names in class_mapping(config_class, "GROUPS").items():
         shown[title] = tuple(name for name in names if name not in common)
     listed = {name for names in shown.values() for name in names}
-    shown["options"] = tuple(name for name in field_types(config_class) if name not in listed)
+    shown["options"] = tuple(name for name in fields if name not in listed)
     return {title: names for title, names in shown.items() if names}
 
 
-def _field(config_class: type[Any], default: Any, presets: Iterable[str], name: str, everything: bool) -> list[str]:
+def _field(default: Any, presets: Iterable[str], name: str, annotation: Any, text: str, everything: bool) -> list[str]:
     """Lines about one field."""
-    annotation = field_types(config_class)[name]
     hint, _ = split_annotation(annotation)
-    text = field_help(config_class).get(name, "")
     for mark in _marks(annotation, Positional):
         return _columns(mark.word, text, LABEL_COLUMNS)
     if everything:

@@ -8,10 +8,12 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def describe_versions() -> dict[str, str | None]:
@@ -47,6 +49,8 @@ def git_commit() -> str | None:
 
 def describe_machine() -> dict[str, Any]:
     """Return system, CPU model, logical cores, cores usable by this process, memory in bytes, and names of the GPUs."""
+    import torch
+
     return {
         "system": platform.platform(),
         "cpu": _cpu_model(),
@@ -62,6 +66,8 @@ def has_bfloat16(device: torch.device) -> bool:
 
     True for a device that cannot be asked (MPS).
     """
+    import torch
+
     if device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
     if device.type != "cpu":

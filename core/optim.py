@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from zerokara.core.compute import Compute
+from zerokara.core.eager_optim import SGD, Adam, AdamW, EagerOptimizer, RAdam
 
 OptimizerName = Literal["sgd", "adam", "adamw", "muon"]
 ADAMW_LR_FACTOR = 0.1  # beside Muon: a learning rate of 0.02 for Muon means 0.002 for AdamW's parameters
@@ -60,8 +61,8 @@ def make_optimizer(
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
-    return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups, lr=learning_rate, fused=True)
+        return SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+    return (Adam if name == "adam" else AdamW)(groups, lr=learning_rate, fused=True)
 
 
 def orthogonalize(matrix_NRC: Tensor, steps: int = 5) -> Tensor:
@@ -81,7 +82,7 @@ def orthogonalize(matrix_NRC: Tensor, steps: int = 5) -> Tensor:
     return (x.mT if tall else x).to(matrix_NRC.dtype)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(EagerOptimizer):
     """Muon, orthogonalized momentum, for parameter groups with "muon": True; AdamW for the other groups.
 
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". Convolution filters (O, C, h, w) are
@@ -152,7 +153,7 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-class CenteredRMSprop(torch.optim.Optimizer):
+class CenteredRMSprop(EagerOptimizer):
     """Centered RMSprop with epsilon inside the square root.
 
     Graves 2013, "Generating Sequences with Recurrent Neural Networks", equations 38 to 41, without momentum, as used by
@@ -191,7 +192,7 @@ class CenteredRMSprop(torch.optim.Optimizer):
 Step = Callable[..., Tensor]
 
 
-class CompiledAdam(torch.optim.Adam):
+class CompiledAdam(Adam):
     """Adam or RAdam that clips gradients and updates weights in one compiled pass over memory.
 
     The updates equal those of torch.nn.utils.clip_grad_norm_ followed by torch.optim.Adam or torch.optim.RAdam, and so
@@ -353,8 +354,8 @@ def make_adam(
         )
     cuda = kind == "cuda"
     if rectified:
-        return torch.optim.RAdam(master.parameters(), lr=lr, eps=eps, capturable=cuda)
-    return torch.optim.Adam(
+        return RAdam(master.parameters(), lr=lr, eps=eps, capturable=cuda)
+    return Adam(
         master.parameters(),
         lr=torch.tensor(lr, device=compute.torch_device) if cuda else lr,
         eps=eps,

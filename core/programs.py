@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import MappingProxyType
@@ -97,6 +98,15 @@ def program() -> str:
 def command() -> str:
     """Return the command line of the running program: "python -m agents.dqn --seed 3"."""
     return f"{program()} {shlex.join(sys.argv[1:])}".strip()
+
+
+def restarted_since() -> datetime | None:
+    """Return when torchrun was started, if `torchrun --max-restarts` has started this process again; None otherwise."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") in ("", "0"):
+        return None
+    import psutil
+
+    return datetime.fromtimestamp(psutil.Process(os.getppid()).create_time(), UTC)
 
 
 def import_path() -> dict[str, str]:

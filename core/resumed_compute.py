@@ -17,9 +17,7 @@ from zerokara.core.config import UserError, flag, from_dict
 from zerokara.core.distributed import World
 from zerokara.core.machine import has_bfloat16, usable_cores
 from zerokara.core.run_folder import read_config
-
-HARDWARE_FIELDS = ("device", "precision", "compile", "threads")
-"""Fields of a config that may change on resume in every program that has them."""
+from zerokara.core.run_options import HARDWARE_FIELDS
 
 
 def options_on_resume(config: Any, given: Collection[str], saved: Mapping[str, Any] | None) -> dict[str, Any]:

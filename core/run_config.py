@@ -11,11 +11,10 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from zerokara.core.command_line import given_fields, parse
-from zerokara.core.compute import find_device
 from zerokara.core.config import UserError, flag, from_dict, to_dict
-from zerokara.core.distributed import restarted_since
-from zerokara.core.resumed_compute import HARDWARE_FIELDS, options_on_resume
-from zerokara.core.run import Run
+from zerokara.core.programs import restarted_since
+from zerokara.core.run_folder import read_config
+from zerokara.core.run_options import HARDWARE_FIELDS
 from zerokara.core.tracking import check as check_tracking
 
 ConfigT = TypeVar("ConfigT", bound=Any)
@@ -56,11 +55,13 @@ def configure(
     if not config.resume and _is_restarted(folder):
         config = replace(config, resume=True)
     if not config.resume:
-        if hasattr(config, "device"):
+        if getattr(config, "device", "auto") not in ("auto", "cpu"):
+            from zerokara.core.compute import find_device  # imports PyTorch
+
             find_device(config.device)
         check_tracking(getattr(config, "track", "off"), resume=False)
         return config
-    content = Run.read_config(folder, kind)
+    content = read_config(folder, kind)
     saved = from_dict(config_class, content["config"], f"{folder}/config.json")
     requested = parse(config_class, presets, argv, description, saved=replace(saved, resume=True, quiet=False))
     requested = replace(requested, name=config.name)
@@ -74,6 +75,8 @@ def configure(
                 f"leave the flag out, or start a new run with another --name."
             )
     check_tracking(getattr(requested, "track", "off"), resume=True)
+    from zerokara.core.resumed_compute import options_on_resume  # imports PyTorch
+
     given = given_fields(config_class, presets, argv, saved)
     return replace(requested, **options_on_resume(requested, given, content["extra"].get("compute")))
 
@@ -86,7 +89,7 @@ def _is_restarted(folder: Path) -> bool:
     since = restarted_since()
     if since is None or not (folder / "config.json").exists():
         return False
-    return datetime.fromisoformat(Run.read_config(folder)["created"]) >= since
+    return datetime.fromisoformat(read_config(folder)["created"]) >= since
 
 
 def default_name(kind: str, config: Any, fields: Sequence[str]) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-from zerokara.core.compute import Precision
+from zerokara.core.choices import Precision
 from zerokara.core.config import Range
 from zerokara.core.tracking import ServiceName
+
+HARDWARE_FIELDS = ("device", "precision", "compile", "threads")
+"""Fields of a config that may change on resume in every program that has them."""
 
 
 class FolderOptions(Protocol):
@@ -46,3 +49,14 @@ class RunOptions:
     """Precision of the networks' arithmetic. auto: the fastest in a short measurement at the start."""
     threads: Annotated[int, Range(0)] = 0
     """Number of CPU threads (0: one per core)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizationOptions:
+    """Option of programs that train from pretrained weights."""
+
+    published_normalization: bool | None = None
+    """Normalize as published weights expect (None: if such a file is given). Published weights are a file of another
+    program, such as torchvision: mean and standard deviation of ImageNet, or of the images that the backbone was
+    published with. Otherwise images are normalized by the mean and standard deviation of the training images; a loss
+    network of style transfer then gets pixels from 0 to 1."""

@@ -18,14 +18,8 @@ from typing import Any
 import numpy as np
 
 from zerokara.core.config import UserError
+from zerokara.core.foreign_names import RENAMED_ENV_SETTINGS
 
-# Old name -> new name of settings of environments; checkpoints of zerokara 0.1 have the old ones.
-RENAMED_SETTINGS = {
-    "sticky": "repeat_action_probability",
-    "full_action_set": "full_action_space",
-    "stack": "frame_stack",
-    "grey": "grayscale",
-}
 # Values of settings that checkpoints of older versions do not have.
 SETTINGS_BEFORE = {"fire_after_life_loss": False}
 INITIAL_CAPACITY = 256  # actions per environment; doubled whenever the log is full
@@ -139,7 +133,7 @@ class ActionLog:
             UserError: the state was saved by another environment, or with other settings.
         """
         settings = {name: value for name, value in SETTINGS_BEFORE.items() if name in self.settings}
-        settings |= {RENAMED_SETTINGS.get(name, name): value for name, value in state["settings"].items()}
+        settings |= {RENAMED_ENV_SETTINGS.get(name, name): value for name, value in state["settings"].items()}
         saved = {"id": state["id"], "num_envs": state["num_envs"], "settings": settings}
         for what, here in (("id", self.id), ("num_envs", self.num_envs), ("settings", self.settings)):
             if saved[what] != here:

@@ -16,16 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import torch
-from torch import Tensor
-
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import UserError, run_main
-from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.generative.gan import finished
-from zerokara.generative.gan.pictures import image_grid
+from zerokara.generative.gan.options import Options as GeneratorOptions
 
 NOISE = 0.25
 NOISY_IMAGES = 8
@@ -33,7 +29,7 @@ MAX_IMAGES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(finished.Options):
+class Options(GeneratorOptions):
     """Options of generative.arithmetic."""
 
     mean: tuple[int, ...] = ()
@@ -46,6 +42,17 @@ class Options(finished.Options):
     """Number of the class to generate, of a class-conditional generator. None: class 0."""
     out: str = ""
     """PNG file to write. Empty: media/arithmetic-<which>-<seed>.png in the run's folder."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import torch
+from torch import Tensor
+
+from zerokara.core.media import write_png
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.pictures import image_grid
 
 
 def combine(z_NZ: Tensor, terms: Sequence[tuple[float, Sequence[int]]], normal: bool) -> Tensor:

@@ -19,12 +19,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import is_import_path, run_main
+from zerokara.generative.gan.config import KIND, Config, read_config
+
+if __name__ == "__main__":
+    check_command_line(read_config, __doc__)  # before the imports below, which take seconds
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import is_import_path, run_main
 from zerokara.core.distributed import World
 from zerokara.core.progress import loading
 from zerokara.core.run import LogCallback, Run
@@ -32,7 +38,6 @@ from zerokara.core.run_classes import keep_classes
 from zerokara.core.training_loop import repeat_interrupted
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.collapse_monitor import accuracies
-from zerokara.generative.gan.config import KIND, Config, read_config
 from zerokara.generative.gan.custom_loss import find_loss
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import Learner, check_discriminator

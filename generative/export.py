@@ -18,33 +18,40 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import run_main
-from zerokara.core.models import onnx_file
-from zerokara.core.models.exporting import Function, compare, put_in_place
 from zerokara.core.programs import program_command
-from zerokara.generative.gan import finished
-from zerokara.generative.gan.networks import LatentGenerator
-from zerokara.generative.gan.sampler import Sampler
+from zerokara.generative.gan.options import Options as GeneratorOptions
 
 CHECKED_IMAGES = 64
 MAX_DIFFERENCE = 1e-4  # of a pixel from 0 to 1; one level of 8 bits is 4e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(finished.Options):
+class Options(GeneratorOptions):
     """Options of generative.export."""
 
     out: str = ""
     """Folder to write to. Empty: export/ in the run's folder."""
     onnx: bool = True
     """Also write an ONNX file."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zerokara.core.models import onnx_file
+from zerokara.core.models.exporting import Function, compare, put_in_place
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.networks import LatentGenerator
+from zerokara.generative.gan.sampler import Sampler
 
 
 class ExportedGenerator(nn.Module):

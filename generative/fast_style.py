@@ -16,34 +16,40 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
+
+from zerokara.core import schedules
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import UserError, flag, run_main, to_dict
+from zerokara.core.programs import command, program_command, resume_command
+from zerokara.core.stopwatch import LogInterval
+from zerokara.generative.gan.config import Config as DataConfig
+from zerokara.generative.style.fast_config import KIND, Config, read_config
+
+if __name__ == "__main__":
+    check_command_line(read_config, __doc__)  # before the imports below, which take seconds
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zerokara.core import checkpoint, schedules
+from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import Range, UserError, flag, run_main, to_dict
 from zerokara.core.data import DATASETS, ImageSet, hold_out
 from zerokara.core.data.image_files import resize
 from zerokara.core.data.sources import data_folder, find_data
 from zerokara.core.distributed import World
+from zerokara.core.eager_optim import Adam
 from zerokara.core.media import grid, to_uint8
 from zerokara.core.models.normalization import decide_normalization
-from zerokara.core.programs import command, program_command, resume_command
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure
-from zerokara.core.run_options import RunOptions
-from zerokara.core.stopwatch import LogInterval
 from zerokara.core.training_loop import TrainingState, run_updates
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
-from zerokara.generative.gan.config import Config as DataConfig
 from zerokara.generative.gan.data import load_split
-from zerokara.generative.style import names, network
+from zerokara.generative.style import network
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
 from zerokara.generative.style.network import StyleMetadata, StyleNetwork
-from zerokara.generative.style.perceptual import BackboneOptions, LossNetwork, make_loss_network
+from zerokara.generative.style.perceptual import LossNetwork, make_loss_network
 from zerokara.generative.style.pictures import (
     activation_bytes,
     check_memory,
@@ -53,82 +59,7 @@ from zerokara.generative.style.pictures import (
     to_pixels,
 )
 
-KIND = "fast_style"
-CHANGEABLE = {"resume", "quiet"}
-NAME_FIELDS = ("style", "seed")  # of the default name of a run
 SPLIT_SEED = 0  # independent of the run's seed, so that all runs hold out the same photographs
-NotNegative = Annotated[float, Range(0)]
-Count = Annotated[int, Range(1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(BackboneOptions, RunOptions):
-    """Configuration of the training of a style network."""
-
-    # Names of older releases, accepted on the command line and in saved configs.
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "stylist_width": "style_network_width",
-        "show_every_updates": "image_every_updates",
-    }
-    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_FAST
-    REQUIRES: ClassVar = names.REQUIRES_FAST
-    GROUPS: ClassVar = names.GROUPS_FAST
-    COMMON: ClassVar = names.COMMON_FAST
-    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES_FAST
-
-    preset: str = "fast"
-    """Named set of defaults for all other options."""
-    style: str = ""
-    """Style image."""
-    data: str = "flickr8k-1000"
-    """Training photographs: a folder or zip file, by path or name. Names are those in --data-dir. The images may have
-    any size."""
-    data_dir: str = ""
-    """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara)."""
-    image_size: Annotated[int, Range(32, 256)] = 256
-    """Resize training photographs to this side, in pixels. The trained network accepts larger images."""
-    style_size: Annotated[int, Range(0, 4096)] = 0
-    """Longer side of the style image in pixels (0: twice --image-size). Larger values give larger brush strokes."""
-    style_network_width: Annotated[float, Range(0.05, 4)] = 1.0
-    """Multiplier on the channels of the style network."""
-    updates: Count = 2_000
-    """Number of updates to train for."""
-    batch_size: Count = 4
-    """Number of photographs per update."""
-    learning_rate: Annotated[float, Range(0, low_open=True)] = 3e-3
-    """Initial learning rate of Adam."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate schedule: constant, or cosine decay to a hundredth."""
-    content_weight: NotNegative = 1.0
-    """Weight of the content loss, the mean over the content layers."""
-    style_weight: NotNegative = 50.0
-    """Weight of the style loss, the mean over the style layers."""
-    variation_weight: NotNegative = 5.0
-    """Weight of the total variation loss, which smooths the result."""
-    held_out_images: Count = 8
-    """Number of photographs held out for evaluation and logged images."""
-    log_every_updates: Count = 20
-    """Updates between logged metrics."""
-    image_every_updates: Count = 200
-    """Updates between evaluations on held-out photographs. They log images."""
-    checkpoint_every_updates: Count = 100
-    """Updates between checkpoints."""
-
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {},
-    # Johnson et al. 2016, section 4.1: layers of VGG-16, Adam 1e-3, batches of 4, two epochs of 80,000 photographs.
-    "paper": {
-        "pooling": "max",
-        "learning_rate": 1e-3,
-        "style_weight": 1_000.0,
-        "variation_weight": 1.0,
-        "content_layers": ("relu2_2",),
-        "style_layers": ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
-        "schedule": "constant",
-        "updates": 40_000,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -177,7 +108,7 @@ class Training(TrainingState[StyleNetwork]):
         names = [f"train/{name}" for name in ("loss", "content", "style", "variation", *layers)]
         super().__init__(config, compute, world, lambda: StyleNetwork(config.style_network_width), names)
         self.data = data
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+        self.optimizer = Adam(self.network.parameters(), lr=config.learning_rate)
         self.photographs = data.train.images.to(compute.torch_device)
         style = to_pixels(data.style).to(compute.torch_device)
         loss_network.on(compute).balance([style, self.pixels(data.train.images[: config.batch_size])])
@@ -340,7 +271,7 @@ def check_fit(config: Config, loss_network: LossNetwork, world: World) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read config and images, check memory, train, print the closing message."""
-    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
+    config = read_config(argv, __doc__ or "")
     config = decide_normalization(config, channels=3)
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")

@@ -14,26 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Range, UserError, error_summary, run_main
-from zerokara.core.media import write_mp4
 from zerokara.core.programs import program_command
-from zerokara.core.progress import Progress
-from zerokara.generative.gan import finished
-from zerokara.generative.gan.pictures import image_grid
-from zerokara.generative.gan.sampler import Sampler
+from zerokara.generative.gan.options import Options as GeneratorOptions
 
 MIN_SINE = 1e-6  # of the angle between two vectors; below it interpolation is linear, to avoid a division by zero
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(finished.Options):
+class Options(GeneratorOptions):
     """Options of generative.interpolate."""
 
     number: Annotated[int, Range(1, 400)] = 16
@@ -49,6 +42,20 @@ class Options(finished.Options):
     interpolation."""
     out: str = ""
     """MP4 file to write. Empty: media/interpolation-<which>-<seed>.mp4 in the run's folder."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zerokara.core.media import write_mp4
+from zerokara.core.progress import Progress
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.pictures import image_grid
+from zerokara.generative.gan.sampler import Sampler
 
 
 def slerp(from_NZ: Tensor, to_NZ: Tensor, t: float) -> Tensor:

@@ -22,27 +22,14 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Range, UserError, error_summary, run_main
-from zerokara.core.data import ImageSet
-from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
-from zerokara.core.progress import Progress
-from zerokara.generative.gan import finished
-from zerokara.generative.gan.data import Data, load_split
-from zerokara.generative.gan.pictures import displayable
-from zerokara.generative.gan.sampler import Sampler
-from zerokara.generative.scoring.distances import frechet_distance, nearest
-from zerokara.generative.scoring.feature_extractor import FeatureExtractor, label_accuracy
+from zerokara.generative.gan.options import Options as GeneratorOptions
 
 FID_BATCH = 50
 SEARCHED_IMAGES = 1_000  # images whose nearest training image is searched
@@ -51,7 +38,7 @@ FIRST_ROWS = ("fid", "fcd", "random_fd")  # of the table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(finished.Options):
+class Options(GeneratorOptions):
     """Options of generative.metrics."""
 
     images: Annotated[int, Range(100, 100_000)] = 10_000
@@ -66,6 +53,26 @@ class Options(finished.Options):
     that is run: give only files from sources that you trust. Empty: no FID."""
     json: bool = False
     """Print JSON instead of a table."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from zerokara.core.data import ImageSet
+from zerokara.core.models import model_file
+from zerokara.core.progress import Progress
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.data import Data, load_split
+from zerokara.generative.gan.pictures import displayable
+from zerokara.generative.gan.sampler import Sampler
+from zerokara.generative.scoring.distances import frechet_distance, nearest
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor, label_accuracy
 
 
 @dataclass(frozen=True)

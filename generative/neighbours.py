@@ -12,26 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Range, run_main
-from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.generative.gan import finished
-from zerokara.generative.gan.data import Data
-from zerokara.generative.gan.pictures import image_grid
-from zerokara.generative.scoring.distances import nearest
-from zerokara.generative.scoring.feature_extractor import FeatureExtractor
+from zerokara.generative.gan.options import Options as GeneratorOptions
 
 CHUNK = 5_000  # training images in memory as float64 at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(finished.Options):
+class Options(GeneratorOptions):
     """Options of generative.neighbours."""
 
     number: Annotated[int, Range(1, 400)] = 30
@@ -40,6 +33,20 @@ class Options(finished.Options):
     """Groups of three images per row."""
     out: str = ""
     """PNG file to write. Empty: media/neighbours-<which>-<seed>.png in the run's folder."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import torch
+from torch import Tensor
+
+from zerokara.core.media import write_png
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.data import Data
+from zerokara.generative.gan.pictures import image_grid
+from zerokara.generative.scoring.distances import nearest
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
 
 def nearest_in_pixels(generated_nCHW: Tensor, train_NCHW: Tensor) -> Tensor:

@@ -22,40 +22,17 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-
-from zerokara.core import checkpoint, schedules
 from zerokara.core import foreign_names as names
-from zerokara.core.backbones.base import Backbone
-from zerokara.core.command_line import Requirement, parse
-from zerokara.core.compute import Compute
+from zerokara.core import schedules
+from zerokara.core.command_line import Requirement, check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, from_dict, run_main
-from zerokara.core.data import ImageSet
-from zerokara.core.ema import Ema
-from zerokara.core.media import write_png
-from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.programs import program_command
-from zerokara.core.progress import Progress
-from zerokara.core.report import figure_pixels, plain_ticks, write_json
-from zerokara.core.run import Run
 from zerokara.core.zoo.registry import find_file
 from zerokara.generative.gan.config import KIND, Config
-from zerokara.generative.gan.data import load_split
-from zerokara.generative.gan.learner import make_discriminator
-from zerokara.generative.gan.sampler import BEST
-from zerokara.generative.scoring import svm
-from zerokara.generative.scoring.feature_extractor import preprocess
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SIDE = 4  # of the pooled feature maps
 CANDIDATES = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # values of C, for features with a norm of about 1
@@ -119,6 +96,37 @@ class Options:
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """Number of CPU threads (0: one per core)."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import torch
+import torch.nn.functional as F
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from zerokara.core import checkpoint
+from zerokara.core.backbones.base import Backbone
+from zerokara.core.compute import Compute
+from zerokara.core.data import ImageSet
+from zerokara.core.eager_optim import Adam
+from zerokara.core.ema import Ema
+from zerokara.core.media import write_png
+from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.progress import Progress
+from zerokara.core.report import figure_pixels, plain_ticks, write_json
+from zerokara.core.run import Run
+from zerokara.generative.gan.data import load_split
+from zerokara.generative.gan.learner import make_discriminator
+from zerokara.generative.gan.sampler import BEST
+from zerokara.generative.scoring import svm
+from zerokara.generative.scoring.feature_extractor import preprocess
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -256,7 +264,7 @@ def train_supervised(inputs: Inputs, labeled: ImageSet, updates: int, seed: int)
         backbone = make_discriminator(inputs.config, inputs.train.shape, 0).backbone
         layer = nn.Linear(backbone.features, len(labeled.classes))
     network = inputs.compute.module(nn.Sequential(backbone, nn.Flatten(), layer)).train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    optimizer = Adam(network.parameters(), lr=LEARNING_RATE)
     device, random = inputs.compute.torch_device, torch.Generator().manual_seed(seed)
     images_NCHW, label_N = labeled.images.to(device), labeled.labels.to(device)
     for update in range(updates):

@@ -15,19 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from torch import Tensor
-
-from zerokara.core.command_line import Requirement, parse
+from zerokara.core.command_line import Requirement, check_command_line, parse
 from zerokara.core.config import Range, UserError, error_summary, run_main
-from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.core.progress import Progress
-from zerokara.generative.gan import finished
-from zerokara.generative.gan.pictures import displayable, image_grid
-from zerokara.generative.gan.sampler import Sampler
+from zerokara.generative.gan.options import Options as GeneratorOptions
 
 MAX_IN_GRID = 2_500  # images
 CHUNK = 500  # images in memory at once, with --folder
@@ -35,7 +30,7 @@ _GRID: Requirement = (lambda options: not options.folder, 'an image grid (--fold
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(finished.Options):
+class Options(GeneratorOptions):
     """Options of generative.sample."""
 
     REQUIRES: ClassVar[Mapping[str, Requirement]] = {"columns": _GRID, "out": _GRID}
@@ -51,6 +46,18 @@ class Options(finished.Options):
     runs/outputs-<name> for the zoo."""
     folder: str = ""
     """Folder for one file per image (000000.png, ...) instead of an image grid. Empty: write a grid."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+from torch import Tensor
+
+from zerokara.core.media import write_png
+from zerokara.core.progress import Progress
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.pictures import displayable, image_grid
+from zerokara.generative.gan.sampler import Sampler
 
 
 def write_folder(sampler: Sampler, z_NZ: Tensor, label_N: Tensor | None, folder: Path) -> None:

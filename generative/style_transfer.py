@@ -20,29 +20,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import UserError, error_summary, run_main, to_dict
+from zerokara.core.programs import resume_command
+from zerokara.core.stopwatch import Stopwatch
+from zerokara.generative.style.config import KIND, Config, read_config
+
+if __name__ == "__main__":
+    check_command_line(read_config, __doc__)  # before the imports below, which take seconds
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, run_main, to_dict
 from zerokara.core.data.image_files import resize
 from zerokara.core.distributed import World
 from zerokara.core.media import write_png
 from zerokara.core.models.normalization import decide_normalization
-from zerokara.core.programs import resume_command
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure
-from zerokara.core.stopwatch import Stopwatch
 from zerokara.core.training_program import choose_compute, open_run
 from zerokara.generative.gan.pictures import VIDEO_FPS, video_frames
-from zerokara.generative.style.config import PRESETS, Config, ImagePair
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
 from zerokara.generative.style.lbfgs import Lbfgs
 from zerokara.generative.style.losses import luminance, match_luminance, with_luminance
 from zerokara.generative.style.perceptual import LossNetwork, make_loss_network
 from zerokara.generative.style.pictures import (
+    ImagePair,
     activation_bytes,
     check_memory,
     fingerprint,
@@ -50,9 +55,6 @@ from zerokara.generative.style.pictures import (
     to_pixels,
 )
 
-KIND = "style_transfer"
-CHANGEABLE = {"resume", "quiet", "out"}
-NAME_FIELDS = ("pictures", "seed")  # of the default name of a run
 FIRST_STEP, MAX_STEP = 0.01, 0.1  # root mean square of a step over the pixels
 MAX_LOSS_RATIO = 3.0  # to the lowest loss at this size; above it the step is rejected and the best image is restored
 VIDEO_SIDE = 720  # pixels, at most
@@ -270,7 +272,7 @@ def check_fit(config: Config, images: ImagePair, loss_network: LossNetwork) -> s
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read config and images, check memory, optimize, print the closing message."""
-    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
+    config = read_config(argv, __doc__ or "")
     config = decide_normalization(config, channels=3)
     if World.from_env(config.device).size > 1:
         raise UserError("Style transfer runs in one process: start it without torchrun.")

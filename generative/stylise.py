@@ -13,22 +13,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import numpy as np
-
-from zerokara.core.command_line import parse
-from zerokara.core.compute import Compute, Precision
+from zerokara.core.choices import Precision
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.image_files import list_image_files, resize
-from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import OutputNames
-from zerokara.generative.style import network as network_file
-from zerokara.generative.style.losses import luminance, with_luminance
-from zerokara.generative.style.network import StyleNetwork
-from zerokara.generative.style.pictures import check_memory, read_image, sizes, to_image, to_pixels
 
 # Memory per output pixel: about four feature maps of 32 channels in float32.
 BYTES_PER_PIXEL = 4 * 32 * 4
@@ -55,6 +47,21 @@ class Options:
     """Precision of the network. auto: the fastest in a short measurement on the first image."""
     threads: Annotated[int, Range(0)] = 0
     """Number of CPU threads. 0: all cores."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+
+from zerokara.core.compute import Compute
+from zerokara.core.data.image_files import list_image_files, resize
+from zerokara.core.media import write_png
+from zerokara.core.report import OutputNames
+from zerokara.generative.style import network as network_file
+from zerokara.generative.style.losses import luminance, with_luminance
+from zerokara.generative.style.network import StyleNetwork
+from zerokara.generative.style.pictures import check_memory, read_image, sizes, to_image, to_pixels
 
 
 def image_files(inputs: Sequence[str]) -> list[Path]:

@@ -12,9 +12,10 @@ import pytest
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, class_mapping, field_types, flag
 from zerokara.core.help_text import LABEL_COLUMNS
-from zerokara.generative import fast_style, representation, sample
+from zerokara.generative import representation, sample
 from zerokara.generative.gan import config as dcgan
 from zerokara.generative.style import config as style_transfer
+from zerokara.generative.style import fast_config as fast_style
 from zerokara.vision import augmentation, depth, features, precision
 from zerokara.vision.binarization import config as binary
 from zerokara.vision.captioning import config as caption

@@ -15,36 +15,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from zerokara.core.backbones.registry import find_backbone
+from zerokara.core.command_line import check_command_line
 from zerokara.core.config import Range, UserError, run_main
-from zerokara.core.distributed import World
 from zerokara.core.programs import program_command
-from zerokara.core.report import new_figure, plain_ticks, write_figure
-from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.core.training_program import open_run
-from zerokara.vision.studies import grid, names
-from zerokara.vision.studies.grid import (
-    AUGMENTATION,
-    NO_AUGMENTATION,
-    Cell,
-    Result,
-    base_config,
-    error_label,
-    format_percent,
-    mean_interval,
-)
+from zerokara.vision.studies import names
+from zerokara.vision.studies.options import CHANGEABLE
+from zerokara.vision.studies.options import Options as GridOptions
 
 KIND = "augmentation"
 MODES = {"without": ("tab:red", "--"), "with": ("tab:blue", "-")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(grid.Options):
+class Options(GridOptions):
     """Options of vision.augmentation."""
 
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_AUGMENTATION
@@ -63,6 +47,41 @@ class Options(grid.Options):
     pictures: Literal["digits", "photos"] = "digits"
     """Augmentation: rotation and shift (digits), or crop and flip (photos). digits: rotation, translation, scaling,
     shear; photos: random crop, horizontal flip."""
+
+
+def read_options(argv: Sequence[str] | None = None, description: str = "") -> Options:
+    """Read the options from the command line; with --resume, from the run's folder.
+
+    Raises:
+        UserError: as in `core.run_config.configure`.
+    """
+    changeable = CHANGEABLE | {"sizes"}
+    return configure(Options, {}, argv, description, kind=KIND, name_fields=("data",), changeable=changeable)
+
+
+if __name__ == "__main__":
+    check_command_line(read_options, __doc__)  # before the imports below, which take seconds
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zerokara.core.backbones.registry import find_backbone
+from zerokara.core.distributed import World
+from zerokara.core.report import new_figure, plain_ticks, write_figure
+from zerokara.core.run import Run
+from zerokara.core.training_program import open_run
+from zerokara.vision.studies import grid
+from zerokara.vision.studies.grid import (
+    AUGMENTATION,
+    NO_AUGMENTATION,
+    Cell,
+    Result,
+    base_config,
+    error_label,
+    format_percent,
+    mean_interval,
+)
 
 
 def make_cells(options: Options, available: int) -> list[Cell]:
@@ -144,15 +163,7 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: train the grid, then write table, figure and results.json of the finished cells."""
     World.require_single_process(program_command("vision.augmentation"))
-    options = configure(
-        Options,
-        {},
-        argv,
-        __doc__ or "",
-        kind=KIND,
-        name_fields=("data",),
-        changeable=grid.CHANGEABLE | {"sizes"},
-    )
+    options = read_options(argv, __doc__ or "")
     find_backbone(options.backbone)
     available = len(grid.load_data(base_config(options, "adamw")).train)
     cells = make_cells(options, available)

@@ -19,25 +19,31 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from zerokara.core import schedules
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import UserError, run_main
+from zerokara.core.programs import command
+from zerokara.vision.binarization.config import KIND, Config, read_config
+
+if __name__ == "__main__":
+    check_command_line(read_config, __doc__)  # before the imports below, which take seconds
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerokara.core import schedules
 from zerokara.core.augment import Augment
+from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main
 from zerokara.core.custom_loss import check_loss, load_loss
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
+from zerokara.core.eager_optim import Adam
 from zerokara.core.layers import clip_latent_
-from zerokara.core.programs import command
 from zerokara.core.report import figure_pixels, read_result, write_figure, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_classes import keep_classes
-from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
-from zerokara.vision.binarization.config import PRESETS, Config
 from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, write_packed
 from zerokara.vision.binarization.pictures import draw_filters, draw_straight_through, network_table
 from zerokara.vision.classification.learner import Data, load_split
@@ -51,10 +57,6 @@ from zerokara.vision.training.epochs import (
     stopped_message,
     total_updates,
 )
-
-KIND = "binary"
-CHANGEABLE = {"resume", "quiet"}
-NAME_FIELDS = ("data", "network", "seed")  # of the default name of a run
 
 
 def squared_hinge(logits_BK: Tensor, label_B: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ class Training(EpochTraining[BinaryNetwork]):
 
         super().__init__(config, images, compute, world, build, ("train/loss", "train/accuracy"))
         self.loss = find_loss(config.loss)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=True)
+        self.optimizer = Adam(self.network.parameters(), lr=config.learning_rate, fused=True)
         self.augment = Augment(
             rotation_degrees=config.rotation_degrees,
             shift=config.shift,
@@ -258,20 +260,12 @@ def finish(training: Training, run: Run) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: config, data, run folder, hardware, training, closing message."""
-    config = configure(
-        Config,
-        PRESETS,
-        argv,
-        __doc__ or "",
-        kind=KIND,
-        name_fields=NAME_FIELDS,
-        changeable=CHANGEABLE,
-    )
+    config = read_config(argv, __doc__ or "")
     find_loss(config.loss)  # a mistake in a loss of one's own is reported before a run folder is created
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
     images = Data.load(config.for_data())
-    with torch.device("meta"):
+    with on_meta_device():
         network = make_metadata(config, images).build()
     check_batch_norm(network, images.train.shape, images_per_pass(config.batch_size, len(images.train), world))
     updates = total_updates(config, images)

@@ -23,32 +23,34 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import run_main
+from zerokara.core.programs import program_command
+from zerokara.vision.captioning.config import KIND, Config, read_config
+
+if __name__ == "__main__":
+    check_command_line(read_config, __doc__)  # before the imports below, which take seconds
+
 from torch import nn
 
 from zerokara.core import checkpoint
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
-from zerokara.core.config import run_main
 from zerokara.core.data.captions import CaptionSet
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.normalization import decide_normalization, format_normalization
-from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels, write_json
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
-from zerokara.vision.captioning.config import PRESETS, BackboneSource, Config, Data
+from zerokara.vision.captioning.inputs import BackboneSource, Data
 from zerokara.vision.captioning.learner import EncodedCaptions, Training
 from zerokara.vision.captioning.network import extract_features
 from zerokara.vision.captioning.pictures import Entry, draw, page
 from zerokara.vision.captioning.scoring import bleu, most_frequent, nearest, sentence_bleu
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
 
-KIND = "caption"
-CHANGEABLE = {"resume", "quiet"}
-NAME_FIELDS = ("data", "backbone", "preset", "split_seed", "seed")  # of the default name of a run
 MAX_SHOWN = 12  # images in TensorBoard
 IS_BETTER: Mapping[str, Callable[[float, float], bool]] = {
     "bleu": operator.gt,
@@ -194,7 +196,7 @@ def check_backbone(config: Config, data: Data) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: config, data, run folder, hardware, training, closing message."""
-    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
+    config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
     data = Data.load(config)

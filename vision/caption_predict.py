@@ -14,25 +14,13 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import numpy as np
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from zerokara.core.checkpoint import write_atomically
-from zerokara.core.command_line import parse
-from zerokara.core.compute import Compute
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize_and_crop
-from zerokara.core.media import png_bytes
 from zerokara.core.programs import program_command
-from zerokara.core.report import figure_pixels, shown_names
-from zerokara.vision.captioning.network import CaptionerMetadata, extract_features, generate_captions
-from zerokara.vision.captioning.pictures import Entry, draw, page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +49,24 @@ class Options:
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: one per core."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.compute import Compute
+from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize_and_crop
+from zerokara.core.media import png_bytes
+from zerokara.core.report import figure_pixels, shown_names
+from zerokara.vision.captioning.network import CaptionerMetadata, extract_features, generate_captions
+from zerokara.vision.captioning.pictures import Entry, draw, page
 
 
 def read(files: Sequence[Path], size: int) -> tuple[dict[Path, np.ndarray], list[str]]:

@@ -15,25 +15,19 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, UserError, error_summary, flag, from_dict, run_main, to_dict
 from zerokara.core.programs import program_command, resume_command
-from zerokara.core.run import Run
 from zerokara.vision.captioning.config import Config
-from zerokara.vision.captioning.scoring import PairedDifference, paired_difference
 
 KIND = "caption"
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4")
 MAY_DIFFER = {"name", "split_seed", "resume", "quiet", "track", "device", "threads", "precision", "data_dir"}
 Results = dict[int, dict[str, dict[str, float]]]  # split seed -> nic or baseline -> metric -> score
-Differences = dict[str, dict[str, PairedDifference]]  # baseline -> metric -> difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +38,19 @@ class Options:
     """Finished runs of vision.caption, each with a different --split-seed."""
     json: bool = False
     """Print JSON instead of tables."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zerokara.core.run import Run
+from zerokara.vision.captioning.scoring import PairedDifference, paired_difference
+
+Differences = dict[str, dict[str, PairedDifference]]  # baseline -> metric -> difference
 
 
 def read_results(folders: Sequence[Path]) -> Results:

@@ -20,33 +20,34 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import run_main
+from zerokara.core.programs import program_command
+from zerokara.core.zoo import registry as zoo
+from zerokara.vision.classification.config import KIND, Config, read_config
+
+if __name__ == "__main__":
+    check_command_line(read_config, __doc__)  # before the imports below, which take seconds
+
 import torch
 
+from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.backbones.summary import summary
 from zerokara.core.compute import Compute
-from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.normalization import decide_normalization, format_normalization
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.programs import program_command
 from zerokara.core.report import read_result, write_json
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.run_classes import keep_classes
-from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
-from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.clock import epochs_in_time_limit, with_epochs
-from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
-
-KIND = "classify"
-CHANGEABLE = {"resume", "quiet"}
-NAME_FIELDS = ("data", "backbone", "preset", "seed")  # of the default name of a run
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
@@ -143,22 +144,13 @@ def finish(training: Training, run: Run) -> str:
     return f"{message} after {training.epoch} epochs; classify an image: {predict} runs/{config.name} <image>"
 
 
-def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
-    """Read the config from the command line; with --resume, from the run folder.
-
-    Raises:
-        UserError: as in `core.run_config.configure`.
-    """
-    return configure(Config, PRESETS, argv, description, kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
-
-
 def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: data, run folder, hardware, training, closing message."""
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     images = Data.load(config)
     config = decide_normalization(config, images.train.shape[0])
-    with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
+    with on_meta_device():  # a network that cannot be built is rejected before a run folder is created
         classifier = make_metadata(config, images).build()
     smallest = images_per_pass(config.batch_size, len(images.train), world, config.accumulation_steps)
     check_batch_norm(classifier, images.train.shape, smallest)

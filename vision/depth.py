@@ -20,25 +20,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import nn
-
-from zerokara.core.backbones.kernels import CHANNELS, KERNELS
+from zerokara.core.command_line import check_command_line
 from zerokara.core.config import Range, UserError, run_main
-from zerokara.core.distributed import World
-from zerokara.core.models.classifier import make_classifier
 from zerokara.core.programs import program_command
-from zerokara.core.report import new_figure, plain_ticks, write_figure
-from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.core.training_program import open_run
 from zerokara.vision.classification.config import Config
-from zerokara.vision.classification.learner import Data
-from zerokara.vision.studies import grid, names
-from zerokara.vision.studies.grid import Cell, Result, base_config, error_label, format_percent, mean_interval
+from zerokara.vision.studies import names
+from zerokara.vision.studies.options import CHANGEABLE
+from zerokara.vision.studies.options import Options as GridOptions
 
 KIND = "depth"
 COLORS = {"plain": "tab:red", "resnet": "tab:blue"}
@@ -47,7 +36,7 @@ NAMES = {"one5x5": "one 5x5", "two3x3": "two 3x3", "one7x7": "one 7x7", "three3x
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(grid.Options):
+class Options(GridOptions):
     """Options of vision.depth."""
 
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_DEPTH
@@ -67,6 +56,36 @@ class Options(grid.Options):
     """Length of each run in epochs (0: 15 for filters, 40 for layers)."""
     train_images: Annotated[int, Range(0)] = 0
     """Number of training images to use, chosen by the seed (0: all)."""
+
+
+def read_options(argv: Sequence[str] | None = None, description: str = "") -> Options:
+    """Read the options from the command line; with --resume, from the run's folder.
+
+    Raises:
+        UserError: as in `core.run_config.configure`.
+    """
+    changeable = CHANGEABLE | {"part", "depths"}
+    return configure(Options, {}, argv, description, kind=KIND, name_fields=("data",), changeable=changeable)
+
+
+if __name__ == "__main__":
+    check_command_line(read_options, __doc__)  # before the imports below, which take seconds
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from zerokara.core.backbones.kernels import CHANNELS, KERNELS
+from zerokara.core.distributed import World
+from zerokara.core.models.classifier import make_classifier
+from zerokara.core.report import new_figure, plain_ticks, write_figure
+from zerokara.core.run import Run
+from zerokara.core.training_program import open_run
+from zerokara.vision.classification.learner import Data
+from zerokara.vision.studies import grid
+from zerokara.vision.studies.grid import Cell, Result, base_config, error_label, format_percent, mean_interval
 
 
 def weights_per_pair(kernels: Sequence[int]) -> int:
@@ -284,15 +303,7 @@ def draw_layers(results: Sequence[Result], options: Options, run: Run) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: train both grids, then write tables, figures and results.json of the finished cells."""
     World.require_single_process(program_command("vision.depth"))
-    options = configure(
-        Options,
-        {},
-        argv,
-        __doc__ or "",
-        kind=KIND,
-        name_fields=("data",),
-        changeable=grid.CHANGEABLE | {"part", "depths"},
-    )
+    options = read_options(argv, __doc__ or "")
     if wrong := [depth for depth in options.depths if depth % 6 != 2]:
         raise UserError(f"--depths cannot be {wrong[0]}: these networks have 6n + 2 layers, such as 20, 56 and 110.")
     images = grid.load_data(base_config(options, "adamw", train_images=options.train_images, seed=options.seeds[0]))

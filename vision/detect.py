@@ -22,33 +22,35 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import Stopped, UserError, run_main
+from zerokara.core.programs import program_command, resume_command
+from zerokara.vision.detection.config import KIND, Config, read_config, resolve_backbone
+
+if __name__ == "__main__":
+    check_command_line(read_config, __doc__)  # before the imports below, which take seconds
+
 import torch
 
+from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.compute import Compute
-from zerokara.core.config import Stopped, UserError, run_main
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.distributed import World
 from zerokara.core.media import grid, to_uint8
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.normalization import format_normalization
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.programs import program_command, resume_command
 from zerokara.core.report import read_result, write_json
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure
 from zerokara.core.training_loop import run_updates
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
-from zerokara.vision.detection.config import PRESETS, Config, resolve_backbone
 from zerokara.vision.detection.detector import DetectorMetadata
 from zerokara.vision.detection.learner import Data, Training, make_metadata
 from zerokara.vision.detection.pictures import sheet, worst_first
 from zerokara.vision.detection.proposals import Proposals, coverage, default_folder, find_all
 from zerokara.vision.detection.svm import all_vectors, fit
 
-KIND = "detect"
-CHANGEABLE = {"resume", "quiet", "proposal_cache"}
-NAME_FIELDS = ("data", "method", "preset", "seed")  # of the default name of a run
 SHOWN_CONFIDENCE = 0.5  # minimum confidence of detections that are drawn
 
 
@@ -243,7 +245,7 @@ def _random_boxes(boxes: BoxSet, number: int) -> torch.Tensor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read config and data, open the run, train, evaluate, print the closing message."""
-    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
+    config = read_config(argv, __doc__ or "")
     if not config.data:
         raise UserError("No data set was given: type --data bccd, or a folder or zip of images with boxes.")
     config, pretrained = resolve_backbone(config)
@@ -251,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "images_per_update")
     data = Data.load(config)
     metadata = make_metadata(config, data.train, pretrained)
-    with torch.device("meta"):  # invalid networks are refused before the run folder is created
+    with on_meta_device():  # invalid networks are refused before the run folder is created
         metadata.build()
     with open_run(config, KIND, world) as run:
         for line in data.messages(config):

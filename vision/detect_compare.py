@@ -14,28 +14,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from zerokara.core.command_line import parse
-from zerokara.core.compute import Compute
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, from_dict, run_main
-from zerokara.core.data.boxes import BoxSet
-from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import output_folder, read_result, write_json
-from zerokara.core.run import Run
 from zerokara.vision.detection.config import Config
-from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
-from zerokara.vision.detection.learner import Data
-from zerokara.vision.detection.pictures import draw_detections, side_by_side, stacked
-from zerokara.vision.detection.proposals import timed_search
-from zerokara.vision.detection.selective_search import SearchSettings
 
 KIND = "detect"  # kind of the runs of vision/detect.py
 
@@ -60,6 +46,26 @@ class Options:
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: one per core."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zerokara.core.compute import Compute
+from zerokara.core.data.boxes import BoxSet
+from zerokara.core.media import write_png
+from zerokara.core.report import output_folder, read_result, write_json
+from zerokara.core.run import Run
+from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
+from zerokara.vision.detection.learner import Data
+from zerokara.vision.detection.pictures import draw_detections, side_by_side, stacked
+from zerokara.vision.detection.proposals import timed_search
+from zerokara.vision.detection.selective_search import SearchSettings
 
 
 @dataclass(frozen=True)

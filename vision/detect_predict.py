@@ -16,26 +16,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from zerokara.core.command_line import parse
-from zerokara.core.compute import Compute
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.data.boxes import pad_to_canvas, resize_to
-from zerokara.core.data.image_files import convert_channels, list_image_files, read_image
-from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import OutputNames, output_folder, shown_names
-from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
-from zerokara.vision.detection.pictures import draw_detections
-from zerokara.vision.detection.selective_search import propose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +41,25 @@ class Options:
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: one per core."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zerokara.core.compute import Compute
+from zerokara.core.data.boxes import pad_to_canvas, resize_to
+from zerokara.core.data.image_files import convert_channels, list_image_files, read_image
+from zerokara.core.media import write_png
+from zerokara.core.report import OutputNames, output_folder, shown_names
+from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
+from zerokara.vision.detection.pictures import draw_detections
+from zerokara.vision.detection.selective_search import propose
 
 
 @dataclass(frozen=True)

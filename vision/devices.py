@@ -18,24 +18,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, get_args
 
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from zerokara.core.command_line import parse
-from zerokara.core.compute import Compute, Precision
+from zerokara.core.choices import Precision
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Range, UserError, run_main, to_dict
-from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions
 from zerokara.core.programs import program_command
-from zerokara.core.report import new_figure, write_figure, write_json
-from zerokara.core.run import Run
 from zerokara.core.run_config import stem
 from zerokara.vision.classification.config import PRESETS, Config
-from zerokara.vision.classification.learner import Data, Training
 
 KIND = "devices"
 PRECISIONS = tuple(name for name in get_args(Precision) if name != "auto")
@@ -67,6 +59,21 @@ class Options:
     """Print only warnings, the table and the closing message."""
     only: str = ""
     """Time one setting in this process, for example cpu:2:bfloat16, and print its images/s as JSON."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zerokara.core.compute import Compute
+from zerokara.core.distributed import World
+from zerokara.core.report import new_figure, write_figure, write_json
+from zerokara.core.run import Run
+from zerokara.vision.classification.learner import Data, Training
 
 
 @dataclass(frozen=True)

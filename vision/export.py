@@ -20,22 +20,13 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from zerokara.core import data
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.data import ImageSet
-from zerokara.core.models import onnx_file
-from zerokara.core.models.classifier import Classifier, ClassifierMetadata
-from zerokara.core.models.exporting import compare, put_in_place
 from zerokara.core.programs import program_command
-from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
 
 MAX_DIFFERENCE = 1e-4  # of a probability, in float32
@@ -60,6 +51,21 @@ class Options:
     """Folder in which named data sets are found; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     images: Annotated[int, Range(1)] = 256
     """Number of images for the check."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zerokara.core import data
+from zerokara.core.data import ImageSet
+from zerokara.core.models import onnx_file
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
+from zerokara.core.models.exporting import compare, put_in_place
+from zerokara.core.run import Run
 
 
 class DeployedClassifier(nn.Module):

@@ -20,36 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-from zerokara.core.command_line import parse
-from zerokara.core.compute import Compute
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.data import ImageSet
-from zerokara.core.layers import first_filters
 from zerokara.core.programs import program_command
-from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.studies import names
-from zerokara.vision.studies.explain import (
-    TopActivations,
-    compute_grad_cam,
-    crop_receptive_field,
-    occlusion,
-    top_activations,
-)
-from zerokara.vision.studies.finished_run import Trained, load_trained, single_run_folder
-from zerokara.vision.studies.receptive_fields import FeatureMap, evenly_spaced, feature_maps
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 OUTSIDE_COLOR = (0.23, 0.29, 0.42)  # of pixels outside of the image, or of the receptive field
 MAX_FILTERS = 64
@@ -90,6 +67,35 @@ class Options:
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """Number of CPU threads (0: one per core)."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from zerokara.core.compute import Compute
+from zerokara.core.data import ImageSet
+from zerokara.core.layers import first_filters
+from zerokara.core.report import output_folder, write_figure, write_json
+from zerokara.vision.studies.explain import (
+    TopActivations,
+    compute_grad_cam,
+    crop_receptive_field,
+    occlusion,
+    top_activations,
+)
+from zerokara.vision.studies.finished_run import Trained, load_trained, single_run_folder
+from zerokara.vision.studies.receptive_fields import FeatureMap, evenly_spaced, feature_maps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 # ---- filters

@@ -20,47 +20,15 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-from zerokara.core.command_line import parse
-from zerokara.core.compute import Compute
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Range, UserError, error_summary, run_main
 from zerokara.core.machine import describe_machine, describe_versions
-from zerokara.core.models.classifier import Classifier, make_classifier
-from zerokara.core.report import output_folder, write_figure, write_json
-from zerokara.vision.studies.timing import (
-    CONNECTED,
-    CONVOLUTION,
-    OTHER,
-    Call,
-    TimeFractions,
-    median,
-    median_seconds,
-    record_calls,
-    time_fractions,
-)
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-COLORS = {
-    CONVOLUTION: "#3b6fb6",
-    CONNECTED: "#d9822b",
-    "ReLU": "#6aa84f",
-    "pooling": "#8e63b5",
-    "normalization": "#c24b6e",
-    "dropout": "#9a9a9a",
-    OTHER: "#9a9a9a",
-}
 MAX_BARS = 28  # only the slowest layers are plotted
 
 
@@ -88,6 +56,45 @@ class Options:
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: one per core."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from zerokara.core.compute import Compute
+from zerokara.core.models.classifier import Classifier, make_classifier
+from zerokara.core.report import output_folder, write_figure, write_json
+from zerokara.vision.studies.timing import (
+    CONNECTED,
+    CONVOLUTION,
+    OTHER,
+    Call,
+    TimeFractions,
+    median,
+    median_seconds,
+    record_calls,
+    time_fractions,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = {
+    CONVOLUTION: "#3b6fb6",
+    CONNECTED: "#d9822b",
+    "ReLU": "#6aa84f",
+    "pooling": "#8e63b5",
+    "normalization": "#c24b6e",
+    "dropout": "#9a9a9a",
+    OTHER: "#9a9a9a",
+}
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, run_main
 from zerokara.core.programs import program_command
-from zerokara.core.report import output_folder, write_figure, write_json
-from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread_indices
-from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.studies.finished_run import load_trained, single_run_folder
 
 MAX_CLASSES = 100  # a larger confusion matrix is unreadable
 
@@ -51,6 +44,19 @@ class Options:
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: one per core."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zerokara.core.report import output_folder, write_figure, write_json
+from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread_indices
+from zerokara.vision.classification.scoring import Scores
+from zerokara.vision.studies.finished_run import load_trained, single_run_folder
 
 
 def mistakes(scores: Scores, classes: Sequence[str]) -> list[dict[str, Any]]:

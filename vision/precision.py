@@ -21,36 +21,14 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from safetensors.torch import save as to_bytes
-from torch import Tensor
-
-from zerokara.core.checkpoint import write_atomically
-from zerokara.core.command_line import Requirement, parse
-from zerokara.core.compute import Compute
+from zerokara.core.command_line import Requirement, check_command_line, parse
 from zerokara.core.config import Positional, Range, run_main
-from zerokara.core.data import ImageSet
 from zerokara.core.machine import describe_machine, describe_versions
-from zerokara.core.models import onnx_file
 from zerokara.core.programs import program_command
-from zerokara.core.report import output_folder, write_figure, write_json
-from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.studies import int8
-from zerokara.vision.studies.finished_run import Trained, load_trained, single_run_folder
-from zerokara.vision.studies.timing import median, median_seconds
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Network = Callable[[Tensor], Tensor]
-"""Function from normalized images (B, C, H, W) to logits (B, K), both float32 on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +55,34 @@ class Options:
     """Device of PyTorch: auto, cpu, cuda, cuda:<n> or mps. ONNX Runtime runs on the CPU."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: one per core."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.compute import Compute
+from zerokara.core.data import ImageSet
+from zerokara.core.models import onnx_file
+from zerokara.core.report import output_folder, write_figure, write_json
+from zerokara.vision.classification.scoring import Scores
+from zerokara.vision.studies import int8
+from zerokara.vision.studies.finished_run import Trained, load_trained, single_run_folder
+from zerokara.vision.studies.timing import median, median_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Network = Callable[[Tensor], Tensor]
+"""Function from normalized images (B, C, H, W) to logits (B, K), both float32 on the device."""
 
 
 @dataclass(frozen=True)

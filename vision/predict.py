@@ -20,32 +20,15 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-from zerokara.core.checkpoint import write_atomically
-from zerokara.core.command_line import parse
-from zerokara.core.compute import Compute
+from zerokara.core.choices import Background
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.data.image_files import Background, list_image_files, read_image
-from zerokara.core.media import png_bytes
-from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.programs import program_command
-from zerokara.core.report import figure_pixels, image_figure, shown_names
 from zerokara.core.zoo import registry as zoo
-from zerokara.vision.classification.inputs import PreparedImage, prepare
-from zerokara.vision.classification.scoring import predict_probabilities
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 # For each image file the most probable classes with their probabilities.
 Predictions = dict[Path, list[tuple[str, float]]]
@@ -76,6 +59,29 @@ class Options:
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: one per core."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.compute import Compute
+from zerokara.core.data.image_files import list_image_files, read_image
+from zerokara.core.media import png_bytes
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
+from zerokara.core.report import figure_pixels, image_figure, shown_names
+from zerokara.vision.classification.inputs import PreparedImage, prepare
+from zerokara.vision.classification.scoring import predict_probabilities
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def read_images(

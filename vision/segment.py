@@ -21,31 +21,32 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from zerokara.core.command_line import check_command_line
+from zerokara.core.config import UserError, run_main
+from zerokara.core.programs import program_command
+from zerokara.core.zoo import registry as zoo
+from zerokara.vision.segmentation.config import KIND, Config, read_config
+
+if __name__ == "__main__":
+    check_command_line(read_config, __doc__)  # before the imports below, which take seconds
+
 import torch
 
+from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.normalization import decide_normalization, format_normalization
 from zerokara.core.models.weights import LoadReport, load_pretrained_backbone
-from zerokara.core.programs import program_command
 from zerokara.core.report import read_result, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_classes import keep_classes
-from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
-from zerokara.core.zoo import registry as zoo
-from zerokara.vision.segmentation.config import PRESETS, Config
 from zerokara.vision.segmentation.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.pictures import log_classes, log_overlays, log_start, overlay_indices
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
-
-KIND = "segment"
-CHANGEABLE = {"resume", "quiet"}
-NAME_FIELDS = ("data", "network", "preset", "seed")  # of the default name of a run
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
@@ -178,13 +179,13 @@ def finish(training: Training, run: Run) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: config, data, run folder, hardware, training, closing message."""
-    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
+    config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     config.augment()  # an invalid --crop-size is rejected before the data are read
     images = Data.load(config)
     config = decide_normalization(config, images.train.shape[0])
-    with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
+    with on_meta_device():  # a network that cannot be built is rejected before a run folder is created
         network = make_metadata(config, images).build()
     smallest = images_per_pass(config.batch_size, len(images.train), world, config.accumulation_steps)
     check_batch_norm(network, images.train.shape, smallest)

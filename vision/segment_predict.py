@@ -18,23 +18,14 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-
-from zerokara.core.command_line import parse
-from zerokara.core.compute import Compute
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize
-from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import OutputNames, output_folder, shown_names
-from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
-from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette
-from zerokara.vision.segmentation.scoring import pixel_logits
+from zerokara.vision.segmentation.config import STRENGTH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +56,22 @@ class Options:
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: one per core."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from zerokara.core.compute import Compute
+from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize
+from zerokara.core.media import write_mp4, write_png
+from zerokara.core.report import OutputNames, output_folder, shown_names
+from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
+from zerokara.vision.segmentation.pictures import legend, overlay, palette
+from zerokara.vision.segmentation.scoring import pixel_logits
 
 
 def input_size(size: tuple[int, int], metadata: SegmenterMetadata, scale: float = 1.0) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from zerokara.agents.configs import names
-from zerokara.core.compute import Switch
+from zerokara.core.choices import Switch
 from zerokara.core.config import Range, UserError
 from zerokara.core.run_options import RunOptions
 from zerokara.core.tracking import OMITTED

@@ -10,13 +10,12 @@ from typing import Any
 
 from zerokara.core.command_line import Requirement
 from zerokara.core.foreign_names import FOREIGN_NAMES as COMMON_NAMES
-from zerokara.core.foreign_names import IN_MEMORY, TENSORBOARD
-from zerokara.envs.action_log import RENAMED_SETTINGS
+from zerokara.core.foreign_names import IN_MEMORY, RENAMED_ENV_SETTINGS, TENSORBOARD
 
 # ---- names of zerokara 0.1
 
 RENAMED: Mapping[str, Any] = {
-    **RENAMED_SETTINGS,
+    **RENAMED_ENV_SETTINGS,
     "steps": "total_steps",
     "epsilon_steps": "epsilon_decay_steps",
     "epsilon_zeta": "ez_greedy_zeta",

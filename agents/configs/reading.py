@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 from zerokara.agents.configs.common import ATARI_FIELDS, Settings
 from zerokara.agents.configs.lengths import fit_lengths
 from zerokara.agents.configs.protocols import OVERRIDES
-from zerokara.core.backbones.registry import is_custom
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, is_import_path
 from zerokara.core.run_config import configure
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
@@ -96,7 +95,7 @@ def check_backbone(config: Any) -> None:
     Raises:
         UserError: it is not.
     """
-    if config.obs_type == "vector" and config.backbone != "mlp" and not is_custom(config.backbone):
+    if config.obs_type == "vector" and config.backbone != "mlp" and not is_import_path(config.backbone):
         raise UserError(
             f"--backbone {config.backbone} has convolutions, and the observations are vectors: use --backbone mlp or a "
             f"network of your own, or leave --obs-type vector out."

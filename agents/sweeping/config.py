@@ -13,7 +13,7 @@ from zerokara.agents.configs.common import Count, Fraction
 from zerokara.agents.sweeping.search_space import AGENTS, Dimension, read_space
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, flag, from_dict, to_dict
-from zerokara.core.run import Run
+from zerokara.core.run_folder import read_config
 
 KIND = "sweep"
 MAY_CHANGE = frozenset({"trials", "jobs", "keep_replays", "quiet"})  # when a sweep resumes
@@ -123,7 +123,7 @@ def check_same_command(config: Config, agent_arguments: Sequence[str], folder: P
     Raises:
         UserError: it was started with another one, or the folder holds something else.
     """
-    content = Run.read_config(folder, KIND)
+    content = read_config(folder, KIND)
     saved = to_dict(from_dict(Config, content["config"], str(folder / "config.json")))
     started = {**saved, "given": content["extra"].get("given")}
     labels = {"search": "the search space", "given": "the agent's command line"}

@@ -14,15 +14,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, get_type_hints
-
-from optuna import Trial
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.configs.common import OUTPUT_FIELDS, Settings
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, flag, negated_flag, note, rename, suggest
 from zerokara.core.programs import program_command
+
+if TYPE_CHECKING:
+    from optuna import Trial
 
 SYNTAX = "name=low..high, name=log:low..high or name=value,value"
 # Fields that must be equal in all trials, so that their values are comparable. Presets differ in them; a search over

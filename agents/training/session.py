@@ -37,10 +37,10 @@ from zerokara.agents.training.report import closing_line, format_progress, forma
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped, to_dict
-from zerokara.core.distributed import World, restarted_since
+from zerokara.core.distributed import World
 from zerokara.core.divergence import check_finite
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.programs import resume_command
+from zerokara.core.programs import restarted_since, resume_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance

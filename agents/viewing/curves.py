@@ -9,19 +9,18 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS
 from zerokara.agents.qlearning.agent_file import ALGORITHMS
+from zerokara.agents.viewing.choices import XAxis
 from zerokara.core.config import UserError, flag, from_dict, suggest, to_dict
 from zerokara.core.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-XAxis = Literal["steps", "frames", "minutes", "hours"]
 
 # Config fields that may differ between the runs of one group.
 SAME_GROUP = OUTPUT_FIELDS | HARDWARE_FIELDS | {"seed"}

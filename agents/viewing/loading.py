@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.training.evaluation import Scores, evaluate, parallel_episodes
 from zerokara.agents.viewing.acting import Actor
+from zerokara.agents.viewing.choices import Which
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict, to_saved
@@ -46,7 +47,6 @@ from zerokara.envs.observations import ImageFormat
 from zerokara.envs.vectors import VectorFormat
 
 CHECKPOINT = "checkpoint-0.pt"  # of the main process
-Which = Literal["best", "last"]
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
-import torch
-import torch.nn.functional as F
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from zerokara.core.backbones.cost import multiply_adds, receptive_field
-from zerokara.core.backbones.registry import BACKBONES, find_backbone
-from zerokara.core.backbones.summary import short
-from zerokara.core.command_line import parse
-from zerokara.core.compute import Compute
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.models.classifier import make_classifier
 
 _MIN_SECONDS = 1.0  # total duration of the measured steps
 _PRECISIONS = ("float32", "bfloat16")
@@ -53,6 +43,24 @@ class Config:
     """Device of the speed measurement: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """Number of CPU threads; 0: the number of cores."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Config, {}), __doc__)  # before the imports below, which take seconds
+
+import torch
+import torch.nn.functional as F
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zerokara.core.backbones.base import on_meta_device
+from zerokara.core.backbones.cost import multiply_adds, receptive_field
+from zerokara.core.backbones.registry import BACKBONES, find_backbone
+from zerokara.core.backbones.summary import short
+from zerokara.core.compute import Compute
+from zerokara.core.eager_optim import SGD
+from zerokara.core.models.classifier import make_classifier
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,7 +98,7 @@ def make_table(config: Config, names: Sequence[str]) -> Table:
 
 def _row(config: Config, name: str, channels: int, size: int, classes: int) -> list[str]:
     shape = (1, channels, size, size)
-    with torch.device("meta"):
+    with on_meta_device():
         classifier = make_classifier(name, channels, size, classes)
     backbone = classifier.backbone
     cells = [
@@ -125,7 +133,7 @@ def images_per_second(config: Config, name: str, shape: tuple[int, int, int], pr
     )
     compute = Compute(device=compute.device, precision=precision, channels_last=True, threads=compute.threads)
     classifier = compute.module(make_classifier(name, channels, size, classes))
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=1e-4)
+    optimizer = SGD(classifier.parameters(), lr=1e-4)
     x = compute.layout(torch.rand(config.batch_size, channels, size, size).to(compute.torch_device))
     label = torch.zeros(config.batch_size, dtype=torch.int64).to(compute.torch_device)
 

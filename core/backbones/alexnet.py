@@ -13,8 +13,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from zerokara.core.backbones.base import PooledBackbone, Stem, he_init, scaled
+from zerokara.core.backbones.base import PooledBackbone, he_init, scaled
 from zerokara.core.backbones.heads import FlatHead
+from zerokara.core.choices import Stem
 
 _STEMS: dict[Stem, tuple[int, int, int]] = {"paper": (11, 4, 2), "medium": (7, 2, 3), "small": (5, 1, 2)}
 

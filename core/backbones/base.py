@@ -5,7 +5,9 @@ Shapes: B batch, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,9 +17,6 @@ from torch.overrides import TorchFunctionMode
 
 from zerokara.core.backbones.heads import PooledHead
 from zerokara.core.config import UserError
-
-Stem = Literal["paper", "medium", "small"]
-"""Downsampling of the first layers: as published for 224 pixels, by half of that factor, or by a quarter of it."""
 
 
 class Backbone(nn.Module, ABC):
@@ -114,34 +113,58 @@ class Backbone(nn.Module, ABC):
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """Context in which functions that keep the shape of their input return the input, and convolutions are empty.
+    """Context in which functions return empty tensors of the right shape, or their input if it has this shape.
 
     On the meta device they are Python code of PyTorch whose first call imports the compiler, which takes seconds.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func in _KEEP_SHAPE or (func is Tensor.add and getattr(args[1], "shape", None) == args[0].shape):
             return args[0]
         if func is F.pad and len(args[1]) == 4:
             return _padded(*args)
-        if func is F.conv2d and len(args) == 7 and isinstance(args[4], tuple):  # as nn.Conv2d calls it
-            return _convolved(*args[:2], *args[3:6])
-        return func(*args, **(kwargs or {}))
+        if func is F.conv2d:
+            return _convolved(*args, **kwargs)
+        if func is F.max_pool2d:
+            return _pooled(*args, **kwargs)
+        if func is torch.cat:
+            return _concatenated(*args, **kwargs)
+        if func is F.interpolate and isinstance(kwargs.get("size"), tuple):
+            return torch.empty(*args[0].shape[:2], *kwargs["size"], device="meta")
+        return func(*args, **kwargs)
+
+
+Pair = int | tuple[int, int]
+
+
+def _two(value: Pair) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
 
 
 def _convolved(
-    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | Literal["same", "valid"] = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
 ) -> Tensor:
     """Return an output of `F.conv2d` on the meta device.
 
     Raises:
         RuntimeError: the kernel is larger than the image.
     """
-    size = [
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
-    ]
+    kernel, dilations = weight.shape[2:], _two(dilation)
+    both = [dilations[i] * (kernel[i] - 1) for i in (0, 1)]  # padding of both sides that keeps the size
+    if not isinstance(padding, str):
+        both = [2 * pad for pad in _two(padding)]
+    elif padding == "valid":
+        both = [0, 0]
+    size = [(x.shape[2 + i] + both[i] - dilations[i] * (kernel[i] - 1) - 1) // _two(stride)[i] + 1 for i in (0, 1)]
     if min(size) < 1:
-        raise RuntimeError(f"a kernel of {tuple(weight.shape[2:])} is larger than an image of {tuple(x.shape[2:])}")
+        raise RuntimeError(f"a kernel of {tuple(kernel)} is larger than an image of {tuple(x.shape[2:])}")
     return torch.empty(x.shape[0], weight.shape[0], *size, device="meta")
 
 
@@ -149,6 +172,39 @@ def _padded(x: Tensor, margin: tuple[int, int, int, int]) -> Tensor:
     """Return an output of `F.pad` on the meta device, for margins left, right, top, bottom."""
     height, width = x.shape[2:]
     return torch.empty(*x.shape[:2], height + sum(margin[2:]), width + sum(margin[:2]), device="meta")
+
+
+def _pooled(
+    x: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """Return an output of `F.max_pool2d` on the meta device, without indices.
+
+    Raises:
+        RuntimeError: the pooled map is empty.
+    """
+    sizes = []
+    settings = (kernel_size, kernel_size if stride is None else stride, padding, dilation)
+    for before, kernel, step, pad, dilate in zip(x.shape[-2:], *map(_two, settings), strict=True):
+        size = (before + 2 * pad - dilate * (kernel - 1) - 1 + (step - 1) * ceil_mode) // step + 1
+        if ceil_mode and (size - 1) * step >= before + pad:  # the last window would begin in the padding
+            size -= 1
+        sizes.append(size)
+    if min(sizes) < 1:
+        raise RuntimeError(f"pooling leaves nothing of a map of {tuple(x.shape[-2:])}")
+    return torch.empty(*x.shape[:-2], *sizes, device="meta")
+
+
+def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Return an output of `torch.cat` on the meta device."""
+    shape = list(tensors[0].shape)
+    shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
+    return torch.empty(shape, device="meta")
 
 
 _KEEP_SHAPE = frozenset(
@@ -164,7 +220,7 @@ _KEEP_SHAPE = frozenset(
 )
 
 
-class NoInitialization(TorchFunctionMode):
+class _NoInitialization(TorchFunctionMode):
     """Context in which weights are not initialized from a normal distribution, for networks on the meta device.
 
     On this device it is Python code of PyTorch whose first call imports the compiler, which takes seconds.
@@ -175,6 +231,13 @@ class NoInitialization(TorchFunctionMode):
         if func in (nn.init.normal_, Tensor.normal_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def on_meta_device() -> Iterator[None]:
+    """Context in which networks are built without memory and without initial values, to learn their shapes."""
+    with torch.device("meta"), _NoInitialization():
+        yield
 
 
 class PooledBackbone(Backbone):

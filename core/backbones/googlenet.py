@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerokara.core.backbones.base import Backbone, Stem, he_init, scaled
+from zerokara.core.backbones.base import Backbone, he_init, scaled
 from zerokara.core.backbones.heads import PooledHead
+from zerokara.core.choices import Stem
 
 # Columns of table 1: 1x1; 1x1 and 3x3; 1x1 and 5x5; 1x1 after the pool.
 _MODULES: dict[str, tuple[int, int, int, int, int, int]] = {

@@ -15,7 +15,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerokara.core.backbones.base import Backbone, Stem, he_init, scaled
+from zerokara.core.backbones.base import Backbone, he_init, scaled
+from zerokara.core.choices import Stem
 
 
 class _Block(nn.Module, ABC):

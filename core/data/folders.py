@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from zerokara.core.choices import Background
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data import lsun
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.image_files import (
     SUFFIXES,
     UNSUPPORTED_SUFFIXES,
-    Background,
     decode_all,
     is_hidden,
     read_file,

@@ -11,13 +11,13 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 import psutil
 from PIL import Image, ImageOps
 
+from zerokara.core.choices import Background
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.label_colors import LabelColors, to_class_numbers
@@ -42,8 +42,6 @@ CONVERTED_MODES = {
     "I;16B": "of 16 bits, reduced to 8",
 }
 """Mode of Pillow -> description for messages."""
-Background = Literal["auto", "white", "black"]
-"""Color behind transparent pixels; auto: white, or black if the image is so light that it would vanish on white."""
 
 
 def decode_all(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from zerokara.core.choices import Background
 from zerokara.core.config import UserError, suggest
 from zerokara.core.data import cifar, glyphs
 from zerokara.core.data.download import Remote, fetch
@@ -15,7 +16,7 @@ from zerokara.core.data.emnist import NAMES as EMNIST_NAMES
 from zerokara.core.data.emnist import check_no_emnist, find_emnist, load_emnist
 from zerokara.core.data.folders import load_folders
 from zerokara.core.data.idx import has_idx, load_idx
-from zerokara.core.data.image_files import Background, convert_image_set
+from zerokara.core.data.image_files import convert_image_set
 from zerokara.core.data.types import ImageSet, Progress, Split
 
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from zerokara.core.backbones.base import NoInitialization
+from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.backbones.registry import BackboneName, is_custom
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
@@ -220,7 +220,7 @@ def build(metadata: Metadata[NetworkT], weights: Mapping[str, Tensor], path: Pat
     try:
         if is_custom(metadata.backbone_name):
             return metadata.build()
-        with torch.device("meta"), NoInitialization():
+        with on_meta_device():
             size = sum(tensor.numel() for tensor in metadata.build().state_dict().values())
         if size > MAX_GROWTH * (1 + sum(tensor.numel() for tensor in weights.values())):
             raise UserError(

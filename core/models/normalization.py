@@ -9,7 +9,7 @@ A model file of zerokara has its own normalization in its metadata (`core.models
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,17 +20,6 @@ from zerokara.core.models.weights import is_checkpoint
 from zerokara.core.zoo import registry as zoo
 
 ConfigT = TypeVar("ConfigT", bound=Any)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NormalizationOptions:
-    """Option of programs that train from pretrained weights."""
-
-    published_normalization: bool | None = None
-    """Normalize as published weights expect (None: if such a file is given). Published weights are a file of another
-    program, such as torchvision: mean and standard deviation of ImageNet, or of the images that the backbone was
-    published with. Otherwise images are normalized by the mean and standard deviation of the training images; a loss
-    network of style transfer then gets pixels from 0 to 1."""
 
 
 def is_published(path: Path) -> bool:

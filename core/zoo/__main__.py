@@ -9,17 +9,12 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from safetensors import safe_open
-
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import run_main
-from zerokara.core.models.model_file import read_raw_metadata
 from zerokara.core.zoo import registry
 
 MAX_CLASSES = 10  # that are listed by name
@@ -36,6 +31,17 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of the program: none."""
+
+
+if __name__ == "__main__":
+    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from safetensors import safe_open
+
+from zerokara.core.models.model_file import read_raw_metadata
 
 
 def describe(kind: registry.Kind, metadata: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from zerokara.core.config import UserError, note, suggest
-from zerokara.core.models.classifier import Classifier, ClassifierMetadata
-from zerokara.core.models.model_file import is_foreign
 from zerokara.core.run_folder import existing_runs, format_existing
+
+if TYPE_CHECKING:
+    from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 
 Kind = Literal["classifiers", "agents", "generators"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # also the folders of their files
@@ -39,6 +40,8 @@ def load(name: str) -> tuple[Classifier, ClassifierMetadata]:
     Raises:
         UserError: the name is unknown.
     """
+    from zerokara.core.models.classifier import ClassifierMetadata
+
     if name not in files():
         raise UserError(f"The zoo has no network {name!r}{suggest(name, files())}: choose one of {_known()}.")
     return ClassifierMetadata.load(files()[name])
@@ -76,6 +79,8 @@ def find_file(word: str) -> Path:
     Raises:
         UserError: none of these exists, or the run has not saved a model yet.
     """
+    from zerokara.core.models.classifier import ClassifierMetadata
+
     return ClassifierMetadata.find(find(word))
 
 
@@ -90,6 +95,9 @@ def find_weights(word: str) -> Path:
 
 def lacks_metadata(path: Path) -> bool:
     """Return True if weights have no description of their network: those of agents, GANs and other programs."""
+    from zerokara.core.models.classifier import ClassifierMetadata
+    from zerokara.core.models.model_file import is_foreign
+
     if path.is_dir():
         return not (path / ClassifierMetadata.FILE).is_file()
     return path.suffix in (".pt", ".pth") or (path.suffix == ".safetensors" and is_foreign(path))

@@ -10,20 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from zerokara.core.backbones.registry import find_backbone
-from zerokara.core.compute import Switch
+from zerokara.core.choices import Background, Switch
 from zerokara.core.config import NamesOrPath, Range, UserError, is_import_path
-from zerokara.core.data.image_files import Background
 from zerokara.core.run_config import configure
 from zerokara.core.run_options import RunOptions
 from zerokara.generative.gan import names
-from zerokara.generative.gan.custom_loss import find_loss
-from zerokara.generative.gan.diffaugment import Version
-from zerokara.generative.gan.networks import InputRange, Norm, Upsample
 
 KIND = "dcgan"  # kind of the runs of generative/dcgan.py
 # Options that may change when a run is resumed.
 CHANGEABLE = {"resume", "rollback", "quiet", "updates", "video_every_updates"}
+
+Upsample = Literal["deconvolution", "resize"]
+Norm = Literal["batch", "none"]
+InputRange = Literal["unit", "signed"]
+Version = Literal["published", "0.1"]
+"""Of DiffAugment. published: as in the code of Zhao et al.; 0.1: as in zerokara 0.1, for the runs that it started."""
 
 Count = Annotated[int, Range(1)]
 OptionalCount = Annotated[int, Range(0)]
@@ -238,9 +239,12 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
     config = configure(
         Config, PRESETS, argv, description, kind=KIND, name_fields=("data", "preset", "seed"), changeable=CHANGEABLE
     )
+    if config.rollback and not config.resume:
+        raise UserError("--rollback needs an existing run: add --resume and its --name.")
+    from zerokara.core.backbones.registry import find_backbone  # imports PyTorch
+    from zerokara.generative.gan.custom_loss import find_loss
+
     find_backbone(config.backbone)  # a mistake is reported before the data are read
     if is_import_path(config.loss):
         find_loss(config.loss)
-    if config.rollback and not config.resume:
-        raise UserError("--rollback needs an existing run: add --resume and its --name.")
     return config

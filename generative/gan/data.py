@@ -19,13 +19,13 @@ from typing import Literal
 import numpy as np
 
 from zerokara.core import data
+from zerokara.core.choices import Background
 from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out, lsun
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.emnist import check_no_emnist
 from zerokara.core.data.folders import count_others, is_image, opened, test_split
 from zerokara.core.data.image_files import (
-    Background,
     convert_channels,
     convert_image_set,
     decode,

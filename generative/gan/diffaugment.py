@@ -10,16 +10,14 @@ Shapes: B batch, C channels, H, W pixels from -1 to 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from zerokara.generative.gan.config import Version
+
 MAX_SHIFT = 0.125  # in each direction, as a fraction of the side
 HOLE = 0.5  # side of the rectangle that is cut out, as a fraction of the image's side
-
-Version = Literal["published", "0.1"]
-"""published: as in the code of Zhao et al.; 0.1: as in zerokara 0.1, for the runs that it started."""
 
 
 def augment(x_BCHW: Tensor, kinds: Sequence[str], generator: torch.Generator, version: Version = "published") -> Tensor:

@@ -19,6 +19,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, flag
 from zerokara.core.distributed import World
 from zerokara.core.divergence import has_finite_weights, pop_means
+from zerokara.core.eager_optim import Adam
 from zerokara.core.ema import Ema
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.diffaugment import augment
@@ -71,10 +72,10 @@ class Learner:
         world.broadcast(self.discriminator)
         betas = (config.beta1, config.beta2)
         fused = compute.torch_device.type != "mps"
-        self.generator_optimizer = torch.optim.Adam(
+        self.generator_optimizer = Adam(
             self.generator.parameters(), lr=config.generator_learning_rate, betas=betas, fused=fused
         )
-        self.discriminator_optimizer = torch.optim.Adam(
+        self.discriminator_optimizer = Adam(
             self.discriminator.parameters(), lr=config.discriminator_learning_rate, betas=betas, fused=fused
         )
         half_life = config.ema_half_life_updates

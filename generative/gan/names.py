@@ -6,9 +6,9 @@ The config refers to these tables; core/command_line.py and core/help_text.py ex
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from zerokara.core import foreign_names as names
-from zerokara.core.backbones.registry import option_names
 from zerokara.core.command_line import Requirement
 
 # ---- names in the DCGAN tutorial and example of PyTorch, StudioGAN, StyleGAN and PyTorch-GAN
@@ -205,6 +205,14 @@ PRESET_SUMMARIES: Mapping[str, str] = {
 
 # ---- settings that have no effect without another one
 
+
+def _has_norm(config: Any) -> bool:
+    """Return True if the backbone has the option norm."""
+    from zerokara.core.backbones.registry import option_names  # imports PyTorch
+
+    return "norm" in option_names(config.backbone)
+
+
 _FRAMES: Requirement = (lambda config: config.data.startswith("frames:"), "--data frames:<environment id>")
 _DCGAN: Requirement = (lambda config: config.generator == "dcgan", "--generator dcgan")
 
@@ -214,7 +222,7 @@ REQUIRES: Mapping[str, Requirement] = {
     "upsample": _DCGAN,
     "generator_norm": _DCGAN,
     "discriminator_norm": (
-        lambda config: "norm" in option_names(config.backbone),
+        _has_norm,
         "a --backbone with the option norm, such as dcgan",
     ),
     "diffaugment_version": (lambda config: bool(config.diffaugment), "--diffaugment"),

@@ -10,7 +10,7 @@ Shapes: B batch, Z latent dimension, K classes, C channels, H, W pixels, F featu
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,7 @@ from zerokara.core.backbones.r3 import Block, init, resize_bilinear, stage_chann
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.backbones.small_maps import Double
 from zerokara.core.config import UserError
-
-Upsample = Literal["deconvolution", "resize"]
-Norm = Literal["batch", "none"]
-InputRange = Literal["unit", "signed"]
+from zerokara.generative.gan.config import InputRange, Norm, Upsample
 
 
 def map_sizes(image_size: tuple[int, int], doublings: int) -> list[tuple[int, int]]:

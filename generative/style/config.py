@@ -1,29 +1,59 @@
-"""Configuration of a style transfer, its presets, and its two images.
+"""Configuration of a style transfer, its presets, and the options of its loss network.
 
 One object is the command line, runs/<name>/config.json and TensorBoard's hparams.
-
-Shapes: H, W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-
-from zerokara.core.config import Positional, Range, UserError
-from zerokara.core.programs import program_command
-from zerokara.core.run_options import RunOptions
+from zerokara.core.config import Positional, Range
+from zerokara.core.run_config import configure
+from zerokara.core.run_options import NormalizationOptions, RunOptions
 from zerokara.generative.style import names
-from zerokara.generative.style.perceptual import BackboneOptions
-from zerokara.generative.style.pictures import read_image, sizes
+
+Pooling = Literal["max", "average"]
+KIND = "style_transfer"  # of the runs of generative/style_transfer.py
+# Options that may change when a run is resumed.
+CHANGEABLE = {"resume", "quiet", "out"}
 
 NotNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
 OptionalCount = Annotated[int, Range(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions(NormalizationOptions):
+    """Options of the loss network and its layers."""
+
+    # Names of older releases, accepted on the command line and in saved configs.
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "init_backbone": "pretrained_backbone",
+        "width": "width_multiplier",
+        "eye": "loss_network",
+    }
+
+    backbone: str = "vgg16"
+    """Architecture of the loss network, for weights without metadata. python -m core.backbones lists the names."""
+    weights: str = ""
+    """Weights file of torchvision for --backbone, such as vgg16-397923af.pth."""
+    pretrained_backbone: str = ""
+    """Weights of a run: a folder runs/<name>, or a file in it."""
+    loss_network: str = ""
+    """Zoo network, or random for random weights (none: photographs-vgg). With random, --backbone names the network.
+    photographs-vgg is a narrow VGG-13. --weights and --pretrained-backbone replace it."""
+    width_multiplier: Annotated[float, Range(0.01, 4)] = 1.0
+    """Multiplier on the channels of --backbone. Only for weights that do not contain it."""
+    content_layers: tuple[str, ...] = ()
+    """Layers of the content loss, such as relu4_2 (none: by the network). Defaults: relu4_2 for VGG weights of
+    torchvision; relu3_1 for a VGG of a run or of the zoo; the second-last stage of other backbones, which have stage1,
+    stage2 and so on."""
+    style_layers: tuple[str, ...] = ()
+    """Layers of the style loss (none: relu1_1 to relu5_1, or all stages)."""
+    pooling: Pooling = "average"
+    """Pooling of a VGG. average gives smoother results (Gatys et al. 2016, section 2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,30 +128,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class ImagePair:
-    """Content and style image (H, W, 3) uint8, and the sizes (H, W) of the optimization."""
+def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
+    """Read the config from the command line; with --resume, from the run's folder.
 
-    content: np.ndarray
-    style: np.ndarray
-    sizes: list[tuple[int, int]]
-
-    @classmethod
-    def read(cls, config: Config) -> ImagePair:
-        """Read both files.
-
-        Raises:
-            UserError: not exactly two files, or they cannot be read.
-        """
-        if len(config.pictures) != 2:
-            raise UserError(
-                f"Two images are needed, content and style, and {len(config.pictures)} were named: "
-                f"type {program_command('generative.style_transfer')} content.jpg style.jpg."
-            )
-        content, style = (read_image(Path(word).expanduser()) for word in config.pictures)
-        return cls(content, style, sizes(content.shape[0], content.shape[1], config.size, config.scales))
-
-    def style_size(self, index: int, scale: float) -> tuple[int, int]:
-        """Return (H, W) of the style image at size `index`: its longer side is `scale` times the content image's."""
-        max_side = max(1, round(max(self.sizes[index]) * scale))
-        return sizes(self.style.shape[0], self.style.shape[1], max_side, 1)[0]
+    Raises:
+        UserError: as in `core.run_config.configure`.
+    """
+    return configure(
+        Config, PRESETS, argv, description, kind=KIND, name_fields=("pictures", "seed"), changeable=CHANGEABLE
+    )

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from zerokara.core import foreign_names as names
-from zerokara.core.backbones.registry import find_backbone
-from zerokara.core.backbones.vgg import VGG
 from zerokara.core.command_line import Requirement
 from zerokara.core.zoo.registry import lacks_metadata
 
@@ -204,6 +202,14 @@ def uses_backbone(config: Any) -> bool:
     return bool(config.pretrained_backbone) and lacks_metadata(path)
 
 
+def _can_pool(config: Any) -> bool:
+    """Return True if the loss network is a VGG, or if only its weights tell."""
+    from zerokara.core.backbones.registry import find_backbone  # imports PyTorch
+    from zerokara.core.backbones.vgg import VGG
+
+    return not uses_backbone(config) or issubclass(find_backbone(config.backbone), VGG)
+
+
 _BACKBONE: Requirement = (
     uses_backbone,
     "--weights, --loss-network random, or a --pretrained-backbone without a model.safetensors",
@@ -215,7 +221,7 @@ REQUIRES: Mapping[str, Requirement] = {
     "backbone": _BACKBONE,
     "width_multiplier": _BACKBONE,
     "pooling": (
-        lambda config: not uses_backbone(config) or issubclass(find_backbone(config.backbone), VGG),
+        _can_pool,
         "a VGG as --backbone",
     ),
     "content_layers": _CONTENT,

@@ -13,10 +13,9 @@ Shapes: B images, C channels, H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,48 +25,16 @@ from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.registry import make_backbone, option_names
 from zerokara.core.backbones.vgg import VGG
 from zerokara.core.compute import Compute
-from zerokara.core.config import Range, UserError, flag, suggest
+from zerokara.core.config import UserError, flag, suggest
 from zerokara.core.models.classifier import ClassifierMetadata
-from zerokara.core.models.normalization import NormalizationOptions, format_normalization
+from zerokara.core.models.normalization import format_normalization
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
+from zerokara.generative.style.config import BackboneOptions, Pooling
 from zerokara.generative.style.losses import luminance
 
 DEFAULT_LOSS_NETWORK = "photographs-vgg"  # a network of the zoo
 MIN_SIDE = 32  # pixels; five pooling layers of a VGG halve it to 1
-Pooling = Literal["max", "average"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneOptions(NormalizationOptions):
-    """Options of the loss network and its layers."""
-
-    # Names of older releases, accepted on the command line and in saved configs.
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "init_backbone": "pretrained_backbone",
-        "width": "width_multiplier",
-        "eye": "loss_network",
-    }
-
-    backbone: str = "vgg16"
-    """Architecture of the loss network, for weights without metadata. python -m core.backbones lists the names."""
-    weights: str = ""
-    """Weights file of torchvision for --backbone, such as vgg16-397923af.pth."""
-    pretrained_backbone: str = ""
-    """Weights of a run: a folder runs/<name>, or a file in it."""
-    loss_network: str = ""
-    """Zoo network, or random for random weights (none: photographs-vgg). With random, --backbone names the network.
-    photographs-vgg is a narrow VGG-13. --weights and --pretrained-backbone replace it."""
-    width_multiplier: Annotated[float, Range(0.01, 4)] = 1.0
-    """Multiplier on the channels of --backbone. Only for weights that do not contain it."""
-    content_layers: tuple[str, ...] = ()
-    """Layers of the content loss, such as relu4_2 (none: by the network). Defaults: relu4_2 for VGG weights of
-    torchvision; relu3_1 for a VGG of a run or of the zoo; the second-last stage of other backbones, which have stage1,
-    stage2 and so on."""
-    style_layers: tuple[str, ...] = ()
-    """Layers of the style loss (none: relu1_1 to relu5_1, or all stages)."""
-    pooling: Pooling = "average"
-    """Pooling of a VGG. average gives smoother results (Gatys et al. 2016, section 2)."""
 
 
 class Layers(NamedTuple):

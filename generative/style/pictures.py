@@ -1,4 +1,4 @@
-"""Image files, image sizes and memory estimates of style transfer.
+"""Image files, image sizes, the two images and memory estimates of style transfer.
 
 Shapes: B images, C channels, H, W pixels.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.image_files import convert_channels, decode, read_file
 from zerokara.core.media import to_uint8
+from zerokara.core.programs import program_command
+from zerokara.generative.style.config import Config
 from zerokara.generative.style.perceptual import MIN_SIDE
 
 MAX_MEMORY_FRACTION = 0.85  # of the free memory; the rest covers errors of the estimate
@@ -137,3 +140,32 @@ def free_bytes(device: str) -> int:
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         return torch.cuda.mem_get_info(device if ":" in device else None)[0]
     return psutil.virtual_memory().available
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """Content and style image (H, W, 3) uint8, and the sizes (H, W) of the optimization."""
+
+    content: np.ndarray
+    style: np.ndarray
+    sizes: list[tuple[int, int]]
+
+    @classmethod
+    def read(cls, config: Config) -> ImagePair:
+        """Read both files.
+
+        Raises:
+            UserError: not exactly two files, or they cannot be read.
+        """
+        if len(config.pictures) != 2:
+            raise UserError(
+                f"Two images are needed, content and style, and {len(config.pictures)} were named: "
+                f"type {program_command('generative.style_transfer')} content.jpg style.jpg."
+            )
+        content, style = (read_image(Path(word).expanduser()) for word in config.pictures)
+        return cls(content, style, sizes(content.shape[0], content.shape[1], config.size, config.scales))
+
+    def style_size(self, index: int, scale: float) -> tuple[int, int]:
+        """Return (H, W) of the style image at size `index`: its longer side is `scale` times the content image's."""
+        max_side = max(1, round(max(self.sizes[index]) * scale))
+        return sizes(self.style.shape[0], self.style.shape[1], max_side, 1)[0]

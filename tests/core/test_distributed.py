@@ -15,7 +15,8 @@ import torch
 
 from tests.programs import start_processes
 from zerokara.core.config import EXIT_STOPPED, UserError
-from zerokara.core.distributed import World, collective_timeout, restarted_since
+from zerokara.core.distributed import World, collective_timeout
+from zerokara.core.programs import restarted_since
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

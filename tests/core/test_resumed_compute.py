@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from zerokara.core import resumed_compute as module
-from zerokara.core.compute import Compute, Switch
+from zerokara.core.choices import Switch
+from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.resumed_compute import compute_on_resume, options_on_resume
 from zerokara.core.run import Run

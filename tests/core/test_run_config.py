@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from zerokara.core import run_config
-from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
 from zerokara.core.run_config import configure, default_name
 from zerokara.core.training_program import open_run
-from zerokara.vision.classification.config import PRESETS, Config
+from zerokara.vision.classification.config import PRESETS, Config, read_config
 
 
 @dataclass(frozen=True)
@@ -39,19 +37,15 @@ def test_paths_and_ids_become_parts_of_a_name(fields: list[str], name: str) -> N
 
 
 def test_name_of_a_classifier() -> None:
-    config = parse(Config, PRESETS, ["--data", "../my pets.zip", "--seed", "3", "--preset", "book"], "")
-    fields = importlib.import_module("zerokara.vision.classify").NAME_FIELDS
-    assert default_name("classify", config, fields) == "classify-my_pets-deep_cnn-book-3"
+    config = read_config(["--data", "../my pets.zip", "--seed", "3", "--preset", "book"])
+    assert config.name == "classify-my_pets-deep_cnn-book-3"
 
 
 def test_a_renamed_folder_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module("zerokara.vision.classify")
 
     def read(*words: str) -> Config:
-        return configure(
-            Config, PRESETS, list(words), "", kind="classify", name_fields=module.NAME_FIELDS, changeable={"resume"}
-        )
+        return read_config(words)
 
     config = read("--name", "a", "--seed", "7")
     with open_run(config, "classify"):

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from zerokara.core import training_program
-from zerokara.core.compute import Compute, Precision, Switch
+from zerokara.core.choices import Precision, Switch
+from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped, UserError
 from zerokara.core.distributed import World
 from zerokara.core.run import Run

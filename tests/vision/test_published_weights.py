@@ -21,8 +21,8 @@ from zerokara.core.media import write_png
 from zerokara.core.models.classifier import ClassifierMetadata, make_classifier
 from zerokara.core.models.normalization import published_moments
 from zerokara.vision import classify
-from zerokara.vision.captioning.config import BackboneSource
 from zerokara.vision.captioning.config import Config as CaptionConfig
+from zerokara.vision.captioning.inputs import BackboneSource
 from zerokara.vision.classification import config as classification
 from zerokara.vision.classification import learner as classifier_learner
 from zerokara.vision.detection.config import Config as DetectConfig

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.config import NamesOrPath, Range
+from zerokara.core.run_config import configure
 from zerokara.core.run_options import RunOptions
 from zerokara.vision.binarization import names
 from zerokara.vision.classification import config as classify_config
+
+KIND = "binary"  # of the runs of vision/binary.py
+# Options that may change when a run is resumed.
+CHANGEABLE = {"resume", "quiet"}
 
 Count = Annotated[int, Range(1)]
 
@@ -99,3 +104,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "flip": True,
     },
 }
+
+
+def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
+    """Read the config from the command line; with --resume, from the run's folder.
+
+    Raises:
+        UserError: as in `core.run_config.configure`.
+    """
+    return configure(
+        Config, PRESETS, argv, description, kind=KIND, name_fields=("data", "network", "seed"), changeable=CHANGEABLE
+    )

@@ -1,32 +1,24 @@
-"""Config and presets of vision.caption, the split of the data, and the source of the backbone's weights.
+"""Config and presets of vision.caption.
 
-The same config object is the command line, runs/<name>/config.json and the hparams of TensorBoard. An update is one
+The same object is the command line, runs/<name>/config.json and the hparams of TensorBoard. An update is one
 gradient step, an epoch is one pass over the training images.
-
-Shapes: N images, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-
-from zerokara.core.backbones.base import Backbone, Stem
-from zerokara.core.backbones.registry import option_names
-from zerokara.core.config import Range, UserError
-from zerokara.core.data.captions import CaptionSet, load_captions
-from zerokara.core.data.moments import channel_moments
-from zerokara.core.models.classifier import ClassifierMetadata
-from zerokara.core.models.normalization import NormalizationOptions, published_moments
-from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
-from zerokara.core.progress import loading
-from zerokara.core.run_options import RunOptions
-from zerokara.core.zoo import registry as zoo
+from zerokara.core.choices import Stem
+from zerokara.core.config import Range
+from zerokara.core.run_config import configure
+from zerokara.core.run_options import NormalizationOptions, RunOptions
 from zerokara.vision.captioning import names
+
+KIND = "caption"  # of the runs of vision/caption.py
+# Options that may change when a run is resumed.
+CHANGEABLE = {"resume", "quiet"}
 
 Count = Annotated[int, Range(1)]
 Positive = Annotated[float, Range(0, low_open=True)]
@@ -130,111 +122,18 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Data:
-    """Training, validation and test images with captions. No image is in two of them."""
+def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
+    """Read the config from the command line; with --resume, from the run's folder.
 
-    train: CaptionSet
-    validation: CaptionSet
-    test: CaptionSet
-
-    @classmethod
-    def load(cls, config: Config) -> Data:
-        """Load and split the data set of a config.
-
-        Raises:
-            UserError: the data set is missing, damaged or too small.
-        """
-        folder = Path(config.data_dir) if config.data_dir else None
-        with loading(config.quiet) as progress:
-            dataset = load_captions(config.data, image_size=config.image_size, data_dir=folder, progress=progress)
-        return cls.split(dataset, config)
-
-    @classmethod
-    def split(cls, dataset: CaptionSet, config: Config) -> Data:
-        """Split a data set by image, at random. The split depends on `config.split_seed` and not on the other seed.
-
-        Raises:
-            UserError: fewer training images than one batch would be left.
-        """
-        held_out = config.validation_images + config.test_images
-        if len(dataset) - held_out < config.batch_size:
-            raise UserError(
-                f"{dataset.source} has {len(dataset):,} images: with {config.validation_images} validation images and "
-                f"{config.test_images} test images, too few training images are left for a batch of "
-                f"{config.batch_size}; lower --validation-images, --test-images or --batch-size."
-            )
-        order = np.random.default_rng(config.split_seed).permutation(len(dataset)).tolist()
-        test, validation = order[: config.test_images], order[config.test_images : held_out]
-        return cls(dataset.take(sorted(order[held_out:])), dataset.take(sorted(validation)), dataset.take(test))
-
-
-@dataclass(frozen=True)
-class BackboneSource:
-    """Architecture of the backbone, normalization of its inputs, and the function that loads its weights."""
-
-    backbone: str
-    options: Mapping[str, Any]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    load_weights: Callable[[Backbone], LoadReport] | None  # None: random initialization
-
-    @classmethod
-    def from_config(cls, config: Config, train: CaptionSet) -> BackboneSource:
-        """Return the backbone that a config describes.
-
-        Raises:
-            UserError: both --weights and --pretrained-backbone are given; the pretrained backbone has grayscale inputs;
-                a weights file cannot be read (`core.models.weights`).
-        """
-        if config.weights and config.pretrained_backbone:
-            raise UserError(
-                "--weights and --pretrained-backbone both give the weights of the backbone: leave one of them out."
-            )
-        supported = option_names(config.backbone)
-        requested = {"width": config.width_multiplier, "stem": config.stem}
-        defaults = {"width": 1.0, "stem": "paper"}
-        options = {name: value for name, value in requested.items() if name in supported or value != defaults[name]}
-        if config.pretrained_backbone:
-            metadata = _classifier_metadata(config.pretrained_backbone)
-            if metadata is not None:
-                path = zoo.find_file(config.pretrained_backbone)
-                if metadata.channels != 3:
-                    raise UserError(
-                        f"The inputs of {config.pretrained_backbone} are grayscale images: give a network that was "
-                        f"trained on color images."
-                    )
-                mean, std = metadata.mean, metadata.std
-                if config.published_normalization:
-                    mean, std = published_moments(metadata.backbone)
-                return cls(
-                    metadata.backbone,
-                    metadata.options,
-                    mean,
-                    std,
-                    lambda backbone: _load_own_backbone(backbone, path),
-                )
-        # In runs of older releases it is None, and only --weights had a normalization of their own.
-        if config.published_normalization or (config.published_normalization is None and config.weights):
-            mean, std = published_moments(config.backbone)
-        else:
-            mean, std = (tuple(moment_C.tolist()) for moment_C in channel_moments(train.images))
-        if source := config.weights or config.pretrained_backbone:
-            file = Path(source).expanduser()
-            return cls(config.backbone, options, mean, std, lambda backbone: load_pretrained_backbone(backbone, file))
-        return cls(config.backbone, options, mean, std, None)
-
-
-def _classifier_metadata(source: str) -> ClassifierMetadata | None:
-    """Metadata of a classifier of zerokara; None if `source` is another kind of weights."""
-    if zoo.lacks_metadata(Path(source).expanduser()):
-        return None
-    metadata, _ = ClassifierMetadata.read(zoo.find_file(source))
-    return metadata
-
-
-def _load_own_backbone(backbone: Backbone, path: Path) -> LoadReport:
-    """Load the backbone of a classifier of zerokara. The architecture is that of the file, so all names match."""
-    prefix = "backbone."
-    tensors = {name.removeprefix(prefix): x for name, x in read_tensors(path).items() if name.startswith(prefix)}
-    return load_into(backbone, tensors, path)
+    Raises:
+        UserError: as in `core.run_config.configure`.
+    """
+    return configure(
+        Config,
+        PRESETS,
+        argv,
+        description,
+        kind=KIND,
+        name_fields=("data", "backbone", "preset", "split_seed", "seed"),
+        changeable=CHANGEABLE,
+    )

@@ -17,8 +17,10 @@ from zerokara.core.augment import Augment
 from zerokara.core.compute import Compute
 from zerokara.core.data.captions import CaptionSet
 from zerokara.core.distributed import World
+from zerokara.core.eager_optim import AdamW
 from zerokara.core.programs import command
-from zerokara.vision.captioning.config import BackboneSource, Config, Data
+from zerokara.vision.captioning.config import Config
+from zerokara.vision.captioning.inputs import BackboneSource, Data
 from zerokara.vision.captioning.network import (
     Captioner,
     CaptionerMetadata,
@@ -83,7 +85,7 @@ class Training(EpochTraining[Captioner]):
 
         super().__init__(config, data, compute, world, build, ("train/loss", "train/grad_norm"))
         self.network.backbone.requires_grad_(config.trains_backbone)
-        self.optimizer = torch.optim.AdamW(self._parameter_groups(), lr=config.learning_rate, fused=True)
+        self.optimizer = AdamW(self._parameter_groups(), lr=config.learning_rate, fused=True)
         self.captions = EncodedCaptions(data.train.captions, self.network.vocabulary, config.max_length)
         self.images = data.train.images.to(compute.torch_device)
         self._frozen_features: Tensor | None = None  # features of all training images, if the backbone is frozen

@@ -6,18 +6,22 @@ step, an epoch is one pass over the training images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from zerokara.core.augment import Augment
-from zerokara.core.backbones.base import Stem
-from zerokara.core.compute import Switch
+from zerokara.core.choices import Background, Stem, Switch
 from zerokara.core.config import Range
-from zerokara.core.data.image_files import Background
-from zerokara.core.models.normalization import NormalizationOptions
-from zerokara.core.run_options import RunOptions
+from zerokara.core.run_config import configure
+from zerokara.core.run_options import NormalizationOptions, RunOptions
 from zerokara.vision.classification import names
+
+if TYPE_CHECKING:
+    from zerokara.core.augment import Augment
+
+KIND = "classify"  # of the runs of vision/classify.py
+# Options that may change when a run is resumed.
+CHANGEABLE = {"resume", "quiet"}
 
 Count = Annotated[int, Range(1)]
 OptionalCount = Annotated[int, Range(0)]
@@ -164,6 +168,8 @@ class Config(NormalizationOptions, RunOptions):
 
     def augment(self) -> Augment:
         """Return the augmentation of the training images."""
+        from zerokara.core.augment import Augment
+
         return Augment(
             rotation_degrees=self.rotation_degrees,
             shift=self.shift,
@@ -233,3 +239,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "tta_views": 2,
     },
 }
+
+
+def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
+    """Read the config from the command line; with --resume, from the run's folder.
+
+    Raises:
+        UserError: as in `core.run_config.configure`.
+    """
+    return configure(
+        Config,
+        PRESETS,
+        argv,
+        description,
+        kind=KIND,
+        name_fields=("data", "backbone", "preset", "seed"),
+        changeable=CHANGEABLE,
+    )

@@ -5,23 +5,28 @@ The same object is the command line, runs/<name>/config.json and TensorBoard's h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from zerokara.core.augment import Augment
-from zerokara.core.backbones.base import Stem
-from zerokara.core.backbones.registry import option_names
+from zerokara.core.choices import Stem
 from zerokara.core.config import Range, UserError
-from zerokara.core.models.classifier import ClassifierMetadata
-from zerokara.core.models.normalization import NormalizationOptions, decide_normalization
-from zerokara.core.run_options import RunOptions
+from zerokara.core.run_config import configure
+from zerokara.core.run_options import NormalizationOptions, RunOptions
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.detection import names
-from zerokara.vision.detection.detector import Method
-from zerokara.vision.detection.selective_search import SearchSettings
 
+if TYPE_CHECKING:
+    from zerokara.core.augment import Augment
+    from zerokara.core.models.classifier import ClassifierMetadata
+    from zerokara.vision.detection.selective_search import SearchSettings
+
+KIND = "detect"  # of the runs of vision/detect.py
+# Options that may change when a run is resumed.
+CHANGEABLE = {"resume", "quiet", "proposal_cache"}
+
+Method = Literal["fast-rcnn", "rcnn"]
 Count = Annotated[int, Range(1)]
 Fraction = Annotated[float, Range(0, 1)]
 NotNegative = Annotated[float, Range(0)]
@@ -154,10 +159,14 @@ class Config(NormalizationOptions, RunOptions):
 
     def augment(self) -> Augment:
         """Return the color augmentation of training images."""
+        from zerokara.core.augment import Augment
+
         return Augment(brightness=self.brightness, contrast=self.contrast)
 
     def search(self) -> SearchSettings:
         """Return the settings of selective search."""
+        from zerokara.vision.detection.selective_search import SearchSettings
+
         return SearchSettings(colours=self.search_color_spaces, scales=tuple(map(float, self.search_scales)))
 
     def options(self) -> dict[str, Any]:
@@ -183,6 +192,10 @@ def resolve_backbone(config: Config) -> tuple[Config, ClassifierMetadata | None]
     Raises:
         UserError: the weights are missing or damaged, or do not name their network and --backbone is not given.
     """
+    from zerokara.core.backbones.registry import option_names
+    from zerokara.core.models.classifier import ClassifierMetadata
+    from zerokara.core.models.normalization import decide_normalization
+
     path = config.backbone_weights_path()
     metadata = ClassifierMetadata.read_metadata(path) if path is not None else None
     if not config.backbone and metadata is None and path is not None:
@@ -220,3 +233,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "stride": 16,
     },
 }
+
+
+def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
+    """Read the config from the command line; with --resume, from the run's folder.
+
+    Raises:
+        UserError: as in `core.run_config.configure`.
+    """
+    return configure(
+        Config,
+        PRESETS,
+        argv,
+        description,
+        kind=KIND,
+        name_fields=("data", "method", "preset", "seed"),
+        changeable=CHANGEABLE,
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from zerokara.core.boxes import clip, crop_and_resize, decode, select_detections
 from zerokara.core.compute import Compute
 from zerokara.core.models.model_file import NormalizedMetadata, lists_to_tuples
+from zerokara.vision.detection.config import Method
 from zerokara.vision.detection.network import RegionNet
 from zerokara.vision.detection.selective_search import SearchSettings
 
-Method = Literal["fast-rcnn", "rcnn"]
 _CROP_BATCH = 256  # crops per forward pass
 
 

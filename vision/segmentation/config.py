@@ -6,19 +6,25 @@ step, an epoch is one pass over the training images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from zerokara.core.backbones.base import Stem
-from zerokara.core.compute import Switch
+from zerokara.core.choices import Stem, Switch
 from zerokara.core.config import Range, UserError
-from zerokara.core.models.normalization import NormalizationOptions
-from zerokara.core.run_options import RunOptions
+from zerokara.core.run_config import configure
+from zerokara.core.run_options import NormalizationOptions, RunOptions
 from zerokara.vision.segmentation import names
-from zerokara.vision.segmentation.augment import JointAugment
-from zerokara.vision.segmentation.networks import NetworkName
 
+if TYPE_CHECKING:
+    from zerokara.vision.segmentation.augment import JointAugment
+
+KIND = "segment"  # of the runs of vision/segment.py
+# Options that may change when a run is resumed.
+CHANGEABLE = {"resume", "quiet"}
+
+STRENGTH = 0.6  # opacity of the class colors over an image
+NetworkName = Literal["fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn2s", "segnet"]
 Count = Annotated[int, Range(1)]
 OptionalCount = Annotated[int, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -157,6 +163,8 @@ class Config(NormalizationOptions, RunOptions):
         Raises:
             UserError: --crop-size has more than two numbers.
         """
+        from zerokara.vision.segmentation.augment import JointAugment
+
         return JointAugment(
             scale=(self.scale_low, self.scale_high),
             rotation_degrees=self.rotation_degrees,
@@ -235,3 +243,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         **NO_AUGMENTATION,
     },
 }
+
+
+def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
+    """Read the config from the command line; with --resume, from the run's folder.
+
+    Raises:
+        UserError: as in `core.run_config.configure`.
+    """
+    return configure(
+        Config,
+        PRESETS,
+        argv,
+        description,
+        kind=KIND,
+        name_fields=("data", "network", "preset", "seed"),
+        changeable=CHANGEABLE,
+    )

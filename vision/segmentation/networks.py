@@ -21,20 +21,20 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerokara.core.backbones.base import Backbone, he_init, scaled
+from zerokara.core.backbones.base import Backbone, he_init, on_meta_device, scaled
 from zerokara.core.backbones.registry import is_custom, make_backbone
 from zerokara.core.backbones.vgg import VGG
 from zerokara.core.config import UserError
 from zerokara.core.models.model_file import NormalizedMetadata
 from zerokara.core.models.weights import load_pretrained_backbone, read_tensors
+from zerokara.vision.segmentation.config import NetworkName
 
-NetworkName = Literal["fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn2s", "segnet"]
 HEADS: Mapping[str, tuple[int, int]] = {"vgg": (7, 4096), "alexnet": (6, 4096)}  # kernel size of fc6, units
 # Side of the image with which strides are measured: large, so that pixels lost at the edges (convolutions without
 # padding) do not change the rounded ratios.
@@ -266,7 +266,7 @@ def stage_strides(name: str, channels: int, **options: Any) -> list[int]:
     Raises:
         UserError: as in `core.backbones.registry.make_backbone`.
     """
-    with torch.device("meta"):
+    with on_meta_device():
         backbone = make_backbone(name, channels, PROBE_SIDE, **options)
     strides, before, stride = [], PROBE_SIDE, 1
     for _, height, _ in backbone.stage_shapes:

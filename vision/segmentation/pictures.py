@@ -18,6 +18,7 @@ from zerokara.core.data.masks import UNLABELED, MaskSet
 from zerokara.core.media import grid
 from zerokara.core.report import figure_pixels, plot_confusion
 from zerokara.core.run import Run
+from zerokara.vision.segmentation.config import STRENGTH
 from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 from zerokara.vision.segmentation.scoring import PixelScores
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_OVERLAYS = 6  # images whose overlays are logged
-STRENGTH = 0.6  # opacity of the class colors over the image
 # Colors of CamVid's classes in the paper on SegNet.
 CAMVID_COLORS = (
     *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),

@@ -16,24 +16,23 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zerokara.core import checkpoint
-from zerokara.core.compute import Precision
-from zerokara.core.config import Range, Stopped, UserError, from_dict, to_dict
+from zerokara.core.config import Stopped, UserError, from_dict, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.divergence import check_finite
 from zerokara.core.machine import describe_machine
 from zerokara.core.report import write_json
-from zerokara.core.resumed_compute import HARDWARE_FIELDS
 from zerokara.core.run import Run
+from zerokara.core.run_options import HARDWARE_FIELDS
 from zerokara.core.training_program import choose_compute
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.learner import Data, Training, load_split
 from zerokara.vision.classification.scoring import score
-from zerokara.vision.studies import names
+from zerokara.vision.studies.options import Options
 from zerokara.vision.training.epochs import probe_update, total_updates
 
 if TYPE_CHECKING:
@@ -42,40 +41,6 @@ if TYPE_CHECKING:
 KIND = "cell"  # kind of the checkpoints
 SAVE_SECONDS = 60.0  # between checkpoints of a cell
 CONFIDENCE = 0.95
-CHANGEABLE = frozenset({"resume", "quiet", "seeds"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options that all grid programs share."""
-
-    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_GRID
-
-    data: str = "glyphs"
-    """glyphs, mnist, fashion-mnist, cifar10, cifar100, or a folder or zip. Data set: synthetic digits (glyphs), a named
-    data set, or the path of a folder or zip file of class folders."""
-    data_dir: str = ""
-    """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara). They are downloaded to it."""
-    seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
-    """Random seeds, each of which trains every cell once."""
-    validation_images: Annotated[int, Range(0)] = 0
-    """Number of training images held out to measure errors (0: one twelfth). One twelfth of MNIST's training set is
-    5,000 of 60,000."""
-    test: bool = False
-    """Measure errors on the test set. Once for each finished cell; only for final results, not for choosing
-    settings."""
-    name: str = ""
-    """Folder under runs/ (none: made of program and data)."""
-    resume: bool = False
-    """Resume the grid of this name. Finished cells are kept, the others are trained."""
-    quiet: bool = False
-    """Print only warnings and the closing messages."""
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:<n> or mps."""
-    precision: Precision = "auto"
-    """Arithmetic of the networks. auto: the fastest in a short measurement with the first cell."""
-    threads: Annotated[int, Range(0)] = 0
-    """Number of CPU threads (0: one per core)."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning.agent_file import BEST, AgentMetadata
 from zerokara.agents.qlearning.network import make_network
-from zerokara.agents.viewing.loading import CHECKPOINT, Which, evaluation_seed, load_agent
+from zerokara.agents.viewing.choices import Which
+from zerokara.agents.viewing.loading import CHECKPOINT, evaluation_seed, load_agent
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 from zerokara.core.report import run_folders

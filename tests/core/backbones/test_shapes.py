@@ -15,13 +15,14 @@ from zerokara.core.config import UserError
 
 CODE = """
 import sys
+from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.backbones.registry import BACKBONES, make_backbone
 for name, backbone in BACKBONES.items():
-    if name in ("googlenet", "r3"):  # torch.cat and interpolate on the meta device import it
-        continue
     make_backbone(name, *backbone.default_input)
-    if "torch._dynamo" in sys.modules:
-        raise SystemExit(f"{name} imports torch._dynamo")
+    with on_meta_device():
+        make_backbone(name, *backbone.default_input)
+    if "torch._dynamo" in sys.modules or "sympy" in sys.modules:
+        raise SystemExit(f"{name} imports the compiler")
 """
 LOADING = """
 import sys
@@ -87,3 +88,41 @@ def test_additions_that_broadcast_change_the_shape(image_size: int) -> None:
     backbone = Odd(3, image_size)
     maps = backbone.stages(torch.zeros(2, 3, image_size, image_size))
     assert backbone.stage_shapes == [tuple(map_.shape[1:]) for map_ in maps]
+
+
+class Pools(Backbone):
+    """Backbone with poolings of all kinds, and a concatenation."""
+
+    def __init__(self, in_channels: int, image_size: tuple[int, int]) -> None:
+        super().__init__(in_channels, image_size)
+        self.pools = nn.ModuleList(
+            [
+                nn.MaxPool2d(3, (2, 1), (1, 0)),
+                nn.MaxPool2d((2, 3), 2, ceil_mode=True),
+                nn.MaxPool2d(2, 1, dilation=2),
+                nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+                nn.MaxPool2d(2),
+            ]
+        )
+        self._measure()
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        maps = [x := pool(x) for pool in self.pools]
+        return [
+            *maps,
+            torch.cat([maps[-1]] * 3, 1),
+            torch.cat(maps[-1:] * 2, dim=-1),
+            nn.functional.interpolate(x, (5, 9)),
+        ]
+
+
+@pytest.mark.parametrize("image_size", [(37, 41), (40, 36), (41, 39), (44, 42)])
+def test_shapes_of_poolings_are_those_of_a_forward_pass(image_size: tuple[int, int]) -> None:
+    backbone = Pools(3, image_size)
+    maps = backbone.stages(torch.zeros(2, 3, *image_size))
+    assert backbone.stage_shapes == [tuple(map_.shape[1:]) for map_ in maps]
+
+
+def test_a_map_that_is_smaller_than_the_pooling_is_an_error() -> None:
+    with pytest.raises(UserError, match="Images of 9x8 pixels are too small for the backbone"):
+        Pools(3, (9, 8))

@@ -15,12 +15,12 @@ from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 from zerokara.core.models.classifier import ClassifierMetadata, make_classifier
 from zerokara.core.models.normalization import (
-    NormalizationOptions,
     decide_normalization,
     format_normalization,
     is_published,
     published_moments,
 )
+from zerokara.core.run_options import NormalizationOptions
 from zerokara.core.zoo import registry as zoo
 
 

@@ -15,6 +15,7 @@ from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.generative.style import pictures
+from zerokara.generative.style.config import BackboneOptions
 from zerokara.generative.style.critic import PerceptualLoss, Weights
 from zerokara.generative.style.lbfgs import Lbfgs
 from zerokara.generative.style.losses import (
@@ -27,7 +28,6 @@ from zerokara.generative.style.losses import (
     with_luminance,
 )
 from zerokara.generative.style.perceptual import (
-    BackboneOptions,
     Layers,
     LossNetwork,
     chosen_layers,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zerokara.core.data.captions import CaptionSet
 from zerokara.vision.captioning.beam_search import Hypothesis, beam_search
-from zerokara.vision.captioning.config import Config, Data
+from zerokara.vision.captioning.config import Config
+from zerokara.vision.captioning.inputs import Data
 from zerokara.vision.captioning.learner import EncodedCaptions
 from zerokara.vision.captioning.network import CaptionerMetadata, caption_loss
 from zerokara.vision.captioning.pictures import Entry, page

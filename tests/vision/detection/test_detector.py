@@ -13,7 +13,8 @@ from torch import nn
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.vision.detection.detector import Detector, DetectorMetadata, Method, Svm
+from zerokara.vision.detection.config import Method
+from zerokara.vision.detection.detector import Detector, DetectorMetadata, Svm
 from zerokara.vision.detection.network import (
     MEASURED_SIDE,
     RegionNet,

@@ -18,7 +18,8 @@ from zerokara.core.data import ImageSet
 from zerokara.core.run import Run
 from zerokara.vision.classification.learner import Training
 from zerokara.vision.studies import grid as experiment
-from zerokara.vision.studies.grid import Cell, Options, Result, base_config, format_percent, mean_interval
+from zerokara.vision.studies.grid import Cell, Result, base_config, format_percent, mean_interval
+from zerokara.vision.studies.options import Options
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
