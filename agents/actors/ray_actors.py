@@ -52,6 +52,8 @@ def connected(config: Config) -> Iterator[None]:
         return
     if config.ray_address:
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # one attempt of 40 s; by default there are 20
+    else:  # Ray gives its workers nice 15, with which they hardly act on a machine that does anything else
+        os.environ.setdefault("RAY_worker_niceness", "0")
     options: dict[str, Any] = {"address": config.ray_address} if config.ray_address else _local_options(config)
     try:
         _check_that_it_answers(config.ray_address)
