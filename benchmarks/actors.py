@@ -56,6 +56,7 @@ def measure(actors: int, arguments: argparse.Namespace, compute: Compute | None)
         replay_capacity=50_000,
         save_replay=False,
         compile=arguments.compile,
+        precision=arguments.precision,
         total_steps=10**9,
     )
     env = make_env(config, World())
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--learning-starts", type=int, default=2_000, help="agent steps before the first update")
     parser.add_argument("--updates-before", type=int, default=500, help="updates before the timing")
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="as in agents.dqn")
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="as in agents.dqn")
     arguments = parser.parse_args()
     results: dict[int, list[dict[str, Any]]] = {actors: [] for actors in arguments.actors}
     for _ in range(arguments.repeats):
