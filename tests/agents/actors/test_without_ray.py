@@ -87,9 +87,12 @@ class FakeRay(ModuleType):
             self.made.append(arguments)
             number = len(self.made)
             names = iter(f"{number}-{letter}" for letter in "abcdefgh")
-            return SimpleNamespace(
-                number=number, collect=SimpleNamespace(remote=lambda *order: self.orders.append(order) or next(names))
-            )
+
+            def collect(*order: Any) -> str:
+                self.orders.append(order)
+                return next(names)
+
+            return SimpleNamespace(number=number, collect=SimpleNamespace(remote=collect))
 
         self.orders: list[tuple[Any, ...]] = []
         return lambda cls: SimpleNamespace(remote=make)
@@ -183,7 +186,7 @@ def test_chunks_are_taken_in_the_order_of_the_orders_and_of_an_actor_one_after_a
     ray.results = {"2-b": "second of actor 1"}
     assert actors.receive(0.0) is None, "the first one of this actor has not arrived"
     ray.results |= {"1-a": "first of actor 0", "2-a": "first of actor 1"}
-    received = [actors.receive(0.0) for _ in range(4)]
+    received: list[Any] = [actors.receive(0.0) for _ in range(4)]
     assert received == [(1, "first of actor 1"), (0, "first of actor 0"), (1, "second of actor 1"), None]
     assert ray.waited[0] == (["2-a", "1-a"], 0.5)
     assert ray.waited[3] == (["1-a", "2-b"], 0.0)
@@ -195,7 +198,8 @@ def test_an_actor_that_has_ended_is_reported_and_replaced(ray: FakeRay) -> None:
         actors.order(actor, 0, 3, 0.9)
     ray.results = {"1-a": ActorDied("The actor died.\n\tpid: 3\n"), "2-a": "a chunk"}
     assert actors.receive(0.0) == (0, Lost("The actor died."))
-    assert actors.receive(0.0) == (1, "a chunk")
+    chunk: Any = actors.receive(0.0)
+    assert chunk == (1, "a chunk")
     assert actors.receive(0.0) is None, "its other orders are forgotten"
     actors.replace(0, 99)
     assert [handle.number for handle in ray.killed] == [1]
