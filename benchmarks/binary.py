@@ -35,7 +35,7 @@ BINARY = seeds.Program(KIND, Config, PRESETS)
 def describe(folder: Path) -> dict[str, Any]:
     """Collect the settings and results of a finished run."""
     content = Run.read_config(folder, KIND)
-    result = json.loads((folder / "result.json").read_text())
+    result = seeds.read_run_result(folder, "epochs", "hours", mappings=("bytes",))
     return {
         "run": folder.name,
         "seed": content["config"]["seed"],
@@ -43,8 +43,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "epochs": result["protocol"]["epochs"],
         "minutes_of_training_and_validation": round(60 * result["protocol"]["hours"], 2),
         "minutes_from_start_to_end": seeds.wall_minutes(folder),
-        "packed_bytes": result["bytes"]["packed_bytes"],
-        "times_smaller": result["bytes"]["ratio"],
+        "packed_bytes": result["bytes"].get("packed_bytes"),
+        "times_smaller": result["bytes"].get("ratio"),
         "validation_error": result["figures"]["validation_error"],
     }
 
@@ -103,7 +103,7 @@ def main() -> None:
 
 def read_protocol(folder: Path) -> dict[str, Any]:
     """Read the protocol of a run, with the numbers of training and validation images."""
-    return dict(json.loads((folder / "result.json").read_text())["protocol"])
+    return dict(seeds.read_run_result(folder)["protocol"])
 
 
 if __name__ == "__main__":

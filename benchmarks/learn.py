@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from zerokara.core.config import UserError, run_main
+from zerokara.core.metrics import read_metrics
+from zerokara.core.report import read_json
 from zerokara.envs.arcade import GAMES, make
 
 
@@ -47,7 +49,7 @@ def run(env: str, seed: int, aim: float, extra_args: tuple[str, ...]) -> dict[st
     folder = Path("runs") / name
     result = folder / "learn.json"
     if result.exists():
-        return dict(json.loads(result.read_text()))
+        return read_json(result, minutes=(int, float), reached=bool)
     if folder.exists():
         raise UserError(f"{folder} holds an interrupted run, so its time is unknown; remove it: rm -r {folder}.")
     command = [sys.executable, "-m", "zerokara.agents.dqn", "--env", env, "--seed", str(seed), "--name", name]
@@ -55,7 +57,7 @@ def run(env: str, seed: int, aim: float, extra_args: tuple[str, ...]) -> dict[st
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=sys.stderr)
     minutes = (time.perf_counter() - began) / 60
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(folder / "metrics.jsonl")
     confirmed = [line for line in lines if line.get("eval/return_confirmed", -np.inf) >= aim]
     summary = {
         "env": env,

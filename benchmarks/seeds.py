@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, flag, from_dict, to_dict
 from zerokara.core.machine import describe_machine
-from zerokara.core.report import write_json
+from zerokara.core.report import read_json, read_result, write_json
 from zerokara.core.run import Run
 from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.scoring import Scores
@@ -67,14 +66,34 @@ def train(name: str, extra_args: Sequence[str], program: Program = CLASSIFY) -> 
 def wall_minutes(folder: Path) -> float | None:
     """Return the wall-clock minutes of a run, or None if it was interrupted."""
     path = folder / "wall.json"
-    return round(float(json.loads(path.read_text())["wall_minutes"]), 2) if path.exists() else None
+    return round(float(read_json(path, wall_minutes=(int, float))["wall_minutes"]), 2) if path.exists() else None
+
+
+def read_run_result(folder: Path, *protocol: str, mappings: Sequence[str] = ()) -> dict[str, Any]:
+    """Read result.json of a finished run.
+
+    Args:
+        protocol: names of numbers that must be in its protocol.
+        mappings: further keys of the file that must be mappings.
+
+    Raises:
+        UserError: the file is damaged, or another program wrote it.
+    """
+    path = folder / "result.json"
+    result = read_result(path, "validation_error", mappings=("protocol", *mappings))
+    if missing := [name for name in protocol if not isinstance(result["protocol"].get(name), int | float)]:
+        raise UserError(
+            f"{path} has no {' and '.join(missing)} in its protocol: delete it, and evaluate the run again with "
+            f"--resume."
+        )
+    return result
 
 
 def describe(trained: Trained) -> dict[str, Any]:
     """Collect the settings and results of a finished run."""
     folder = trained.folder
     content = Run.read_config(folder, "classify")
-    result = json.loads((folder / "result.json").read_text())
+    result = read_run_result(folder, "epochs", "views", "hours")
     return {
         "run": folder.name,
         "seed": content["config"]["seed"],
@@ -116,9 +135,10 @@ def load_saved_result(path: Path, test: bool, runs: Sequence[str]) -> dict[str, 
     """
     if not test or not path.exists():
         return None
-    result = dict(json.loads(path.read_text()))
+    result = read_json(path, of=list)
     if result["of"] != list(runs):
         raise UserError(
-            f"{path} has the test errors of {', '.join(result['of'])}: give the same runs, or choose another name."
+            f"{path} has the test errors of {', '.join(map(str, result['of']))}: give the same runs, or choose another "
+            f"name."
         )
     return result

@@ -24,6 +24,7 @@ from typing import Any
 
 from zerokara.core.config import UserError, run_main
 from zerokara.core.machine import describe_machine
+from zerokara.core.metrics import read_metrics
 
 # At full width, the discriminator needs a hundred times the arithmetic of the agent's default backbone.
 WIDTH = "0.25"
@@ -65,9 +66,9 @@ def evaluations(folder: Path) -> list[tuple[int, float]]:
     """Read step and mean unclipped return of every evaluation of a run.
 
     Raises:
-        UserError: the run has no evaluation.
+        UserError: the run has no evaluation, or its metrics are damaged.
     """
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(folder / "metrics.jsonl")
     found = [(line["step"], line["eval/return"]) for line in lines if "eval/return" in line]
     if not found:
         raise UserError(f"{folder} has no evaluation: --total-steps must be larger than --eval-every-steps.")

@@ -1,14 +1,17 @@
-"""Metrics as numbers and as lines of metrics.jsonl."""
+"""Metrics as numbers, and lines of metrics.jsonl: formatting and reading."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from zerokara.core.config import UserError
 
 Scalar = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
 
@@ -34,3 +37,23 @@ def json_line(step: int, row: Mapping[str, float]) -> str:
     """Format one line of metrics.jsonl; NaN and Inf become null, because JSON cannot represent them."""
     finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
     return json.dumps({"step": step, **finite}, allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of metrics.jsonl. An incomplete last line, left by a killed process, is ignored.
+
+    Raises:
+        UserError: there are no metrics, or the file is damaged.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    if not lines:
+        raise UserError(f"{path.parent} has no metrics yet: wait until the first ones are logged, or give another run.")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["step"] += 0
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{path} is damaged in line {number}: delete that line, or give another run.") from None
+        rows.append(row)
+    return rows

@@ -64,6 +64,30 @@ def read_result(path: Path, *required: str, mappings: Sequence[str] = ()) -> dic
     return content
 
 
+def read_json(path: Path, **required: type | tuple[type, ...]) -> dict[str, Any]:
+    """Read a mapping that `write_json` wrote.
+
+    Args:
+        path: of the file.
+        required: keys that it must have, with the types of their values.
+
+    Raises:
+        UserError: the file is damaged, or has another content.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged or cannot be read ({error_summary(error)}): delete it, and repeat the same command."
+        ) from None
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in required.items()):
+        raise UserError(
+            f"{path} was not written by this program, or is damaged (it needs the keys {', '.join(required)}): delete "
+            f"it, and repeat the same command."
+        )
+    return content
+
+
 def tables_within(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Table]:
     """Lay out a table within `width` characters: if it is wider, as several tables that repeat the first column.
 

@@ -17,6 +17,7 @@ from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS
 from zerokara.agents.qlearning.agent_file import ALGORITHMS
 from zerokara.agents.viewing.choices import XAxis
 from zerokara.core.config import UserError, flag, from_dict, suggest, to_dict
+from zerokara.core.metrics import read_metrics
 from zerokara.core.run import Run
 
 if TYPE_CHECKING:
@@ -106,26 +107,6 @@ def _target_reached(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
         return False
     confirmed = last.get("eval/return_confirmed")
     return last["eval/return"] >= target and (confirmed is None or confirmed >= target)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl. An incomplete last line, left by a killed process, is ignored.
-
-    Raises:
-        UserError: there are no metrics, or the file is damaged.
-    """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    if not lines:
-        raise UserError(f"{path.parent} has no metrics yet: wait until the first ones are logged, or give another run.")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            row["step"] += 0
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{path} is damaged in line {number}: delete that line, or give another run.") from None
-        rows.append(row)
-    return rows
 
 
 def frames_per_step(content: Mapping[str, Any]) -> int:

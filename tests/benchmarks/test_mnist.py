@@ -17,6 +17,7 @@ from zerokara.core import data
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
+from zerokara.core.report import write_json
 from zerokara.vision import classify
 
 TINY = (
@@ -102,6 +103,29 @@ def test_seeds_are_trained_once_and_tested_once(
     assert read.count("test") == 2
     assert call(monkeypatch, capsys, *extra_args) == both
     assert read.count("test") == 2
+
+
+FOREIGN = ("", "{}", '{"figures": 3}', '{"figures": {"validation_error": 0.1}}', "[" * 100_000)
+NO_NUMBERS = '{"figures": {"validation_error": 0.1}, "protocol": {"epochs": "three"}}'
+
+
+@pytest.mark.parametrize("content", [*FOREIGN, NO_NUMBERS])
+def test_a_damaged_or_foreign_result_is_one_sentence_that_names_the_file(tmp_path: Path, content: str) -> None:
+    protocol = {"epochs": 2, "hours": 0.1}
+    write_json(tmp_path / "result.json", {"figures": {"validation_error": 0.1}, "protocol": protocol})
+    assert seeds.read_run_result(tmp_path, "epochs", "hours")["protocol"] == protocol
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UserError, match=f"{tmp_path}/result.json (is damaged|has no).*again with --resume"):
+        seeds.read_run_result(tmp_path, "epochs", "hours")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"of": "all"}', '{"wall_minutes": "long"}'])
+def test_damaged_files_of_the_benchmarks_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "wall.json").write_text(content)
+    with pytest.raises(UserError, match=r"wall\.json"):
+        seeds.wall_minutes(tmp_path)
+    with pytest.raises(UserError, match=r"wall\.json"):
+        seeds.load_saved_result(tmp_path / "wall.json", True, ["a"])
 
 
 def test_ensemble_members_are_selected_by_the_loss_of_their_mean() -> None:

@@ -20,6 +20,7 @@ from zerokara.core.report import (
     new_figure,
     numbered,
     plot_confusion,
+    read_json,
     read_result,
     shown_names,
     tables_within,
@@ -130,3 +131,13 @@ def test_a_damaged_result_is_one_sentence(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(UserError, match=r"result\.json is damaged: delete it, and evaluate the run again"):
         read_result(path, "error", mappings=["by_class"])
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "7", "{}", "[" * 100_000, '{"of": {}}', '{"of": ["a"', b"\xff\xfe"])
+def test_another_json_file_is_one_sentence_that_names_it(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "saved.json"
+    write_json(path, {"of": ["a"]})
+    assert read_json(path, of=list) == {"of": ["a"]}
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"saved\.json (is damaged|was not written).*delete it, and repeat the same"):
+        read_json(path, of=list)

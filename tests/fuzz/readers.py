@@ -19,7 +19,6 @@ from PIL import Image
 
 from zerokara.agents.configs import dqn
 from zerokara.agents.qlearning.agent_file import AgentMetadata, make_agent_network
-from zerokara.agents.viewing.curves import read_metrics
 from zerokara.core import checkpoint
 from zerokara.core.config import to_saved
 from zerokara.core.data.boxes import load_boxes
@@ -29,6 +28,7 @@ from zerokara.core.data.idx import load_idx
 from zerokara.core.data.image_files import read_image
 from zerokara.core.data.masks import load_masks
 from zerokara.core.data.sources import load
+from zerokara.core.metrics import read_metrics
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.weights import read_tensors

@@ -171,7 +171,7 @@ def _read(folder: Path, cell: Cell) -> Result | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         _check_same_config(content.pop("config"), cell.config, folder)
         return Result(cell, **{**content, "curve": tuple(tuple(point) for point in content["curve"])})
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(path) from None
 
 
@@ -192,7 +192,7 @@ def _check_precision(run: Run, precision: str, chosen: str) -> None:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             trained = content.get("precision") or content["config"].get("precision", "auto")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise _damaged(path) from None
         trained = chosen if trained == "auto" else trained
         if trained not in ("", precision):
