@@ -15,10 +15,7 @@ the output of the runs in logs/. Statistics: agents/benchmarking/statistics.py, 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shlex
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,17 +24,19 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from zerokara.agents.benchmarking.processes import Job, ProcessPool
 from zerokara.agents.configs.common import ProtocolName, Settings
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.command_line import check_command_line, parse
-from zerokara.core.config import EXIT_STOPPED, Range, Stopped, UserError, flag, run_main
+from zerokara.core.config import Range, Stopped, UserError, flag, run_main
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program
+from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions, connect, launcher
+from zerokara.core.scheduling.job import Job
+from zerokara.core.scheduling.pool import ProcessPool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ClusterOptions):
     """Options of the benchmark: runs, scores and hardware."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"steps": "total_steps"}
@@ -63,6 +62,7 @@ class Options:
         "runs": ("envs", "presets", "seeds", "total_steps", "settings", "name"),
         "evaluation": ("protocol", "evaluations", "dopamine"),
         "hardware": ("jobs", "threads", "device"),
+        "cluster": CLUSTER_FIELDS,
         "output": ("report", "keep_replays", "quiet"),
     }
     COMMON: ClassVar[tuple[str, ...]] = ("envs", "presets", "seeds", "total_steps", "protocol", "name", "jobs")
@@ -96,9 +96,11 @@ class Options:
 
     # --- hardware --------------------------------------------------------------------------------------------------
     jobs: Annotated[int, Range(0)] = 0
-    """Maximum number of runs at the same time; 0: number of cores, divided by the threads of a run."""
+    """Maximum number of runs at the same time; 0: number of cores, divided by the threads of a run. On a cluster, 0: as
+    many as its resources allow."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads of each run; 0: number of cores, divided by the runs at the same time."""
+    """CPU threads of each run; 0: number of cores, divided by the runs at the same time. On a cluster, 0:
+    --ray-cpus."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:<n> or mps. auto uses all CUDA GPUs in turn, or the CPU if there is none."""
 
@@ -112,10 +114,6 @@ from zerokara.agents.benchmarking import dopamine_curves
 from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
 from zerokara.agents.benchmarking.plan import (
     PlannedRun,
-    State,
-    available_devices,
-    divide_cores,
-    free_memory,
     make_job,
     plan_runs,
     protocol_deviations,
@@ -125,54 +123,9 @@ from zerokara.agents.benchmarking.report import Record, Results, Section, read_r
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
-
-
-class Monitor:
-    """Progress bar over all runs, and one line for each run that ends."""
-
-    def __init__(self, runs: Sequence[PlannedRun], states: Mapping[str, State], progress: Progress) -> None:
-        self.runs = {run.name: run for run in runs}
-        self.failed: dict[str, str] = {}  # name of the run -> reason
-        self._progress = progress
-        self._total = sum(run.config.total_steps for run in runs)
-        self._steps = {run.name: run.config.total_steps if states[run.name] == "finished" else 0 for run in runs}
-        self._finished = sum(step > 0 for step in self._steps.values())
-
-    def update(self, jobs: Sequence[Job]) -> None:
-        """Display the steps of all runs together."""
-        for job in jobs:
-            self._steps[job.name] = last_step(self.runs[job.name].folder)
-        names = ", ".join(job.name for job in jobs) if len(jobs) < 3 else str(len(jobs))
-        fields = {"finished": f"{self._finished} of {len(self.runs)}", "running": names}
-        self._progress.show(min(sum(self._steps.values()), self._total), self._total, fields)
-
-    def on_exit(self, job: Job, code: int, last_line: str, stopped: bool) -> None:
-        """Print the result of a run that has ended."""
-        run = self.runs[job.name]
-        if code == 0 and run_state(run) == "finished":
-            self._finished += 1
-            self._steps[run.name] = run.config.total_steps
-            self._progress.print(f"{run.name}: {last_line}")
-        elif stopped:
-            self._progress.print(f"{run.name}: stopped; {last_line or 'no output yet'}")
-        else:
-            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
-            if code in (0, EXIT_STOPPED):
-                reason = "stopped from outside; repeat the same command to resume it."
-            self.failed[run.name] = reason or last_line.removeprefix("error: ") or f"exit code {code}"
-            self._progress.warn(
-                f"{run.name} failed, the other runs continue: {self.failed[run.name]} Complete output: {job.log}"
-            )
-
-
-def last_step(folder: Path) -> int:
-    """Return the step of the last complete line of metrics.jsonl; 0 if there is none."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            return int(json.loads(file.read().split(b"\n")[-2])["step"])
-    except (OSError, IndexError, KeyError, TypeError, ValueError, RecursionError):
-        return 0
+from zerokara.core.run_folder import check_name
+from zerokara.core.scheduling.monitor import Monitor, last_step
+from zerokara.core.scheduling.resources import available_devices, divide_cores, free_memory
 
 
 def run_all(
@@ -182,31 +135,38 @@ def run_all(
 
     Returns:
         Failed runs (name -> reason), and the name of the signal that stopped the benchmark, or None.
+
+    Raises:
+        UserError: the cluster cannot be used.
     """
     progress = Progress(silent=options.quiet)
     states = {run.name: run_state(run) for run in runs}
-    monitor = Monitor(runs, states, progress)
-    jobs = [
-        make_job(run, states[run.name] == "started", folder / "logs" / f"{run.name}.log")
-        for run in runs
-        if states[run.name] != "finished"
-    ]
+    by_name = {run.name: run for run in runs}
+    monitor = Monitor(
+        {run.name: run.config.total_steps for run in runs},
+        [name for name, state in states.items() if state == "finished"],
+        progress,
+        position=lambda name: last_step(by_name[name].folder),
+        is_finished=lambda name: run_state(by_name[name]) == "finished",
+    )
+    jobs = [make_job(run, folder / "logs" / f"{run.name}.log") for run in runs if states[run.name] != "finished"]
     if not jobs:
         return {}, None
     threads = runs[0].config.threads
-    progress.print(
-        f"{len(jobs)} of {len(runs)} runs to train, {max_processes} at the same time, CPU threads of each: {threads}"
-    )
 
     def on_exit(job: Job, code: int, last_line: str) -> None:
         monitor.on_exit(job, code, last_line, stopped=pool.stopped is not None)
 
-    memory = free_memory(sorted({run.config.device for run in runs}))
-    pool = ProcessPool(max_processes, memory, on_exit, monitor.update)
-    try:
-        pool.run(jobs)
-    finally:
-        progress.close()
+    with connect(options, progress.warn) as cluster:
+        where = f"{max_processes} at the same time" if cluster is None else cluster.describe()
+        progress.print(f"{len(jobs)} of {len(runs)} runs to train, {where}, CPU threads of each: {threads}")
+        # A cluster reserves the memory of each run itself.
+        memory = free_memory(sorted({run.config.device for run in runs})) if cluster is None else {}
+        pool = ProcessPool(max_processes, memory, on_exit, monitor.update, launcher(cluster))
+        try:
+            pool.run(jobs)
+        finally:
+            progress.close()
     return monitor.failed, pool.stopped
 
 
@@ -319,10 +279,7 @@ def output_folder(options: Options) -> Path:
     for field in ("envs", "presets", "seeds"):
         if not getattr(options, field):
             raise UserError(f"{flag(field)} needs at least one value.")
-    if not re.fullmatch(r"\w[\w.+=-]*", options.name):
-        raise UserError(
-            f"--name cannot be {options.name!r}: use only letters, digits and . _ + = - for the folder's name."
-        )
+    check_name(options.name)
     folder = Path("runs") / options.name
     if (folder / "config.json").exists():
         raise UserError(f"{folder} is the folder of a run: choose another --name for the benchmark.")
@@ -334,7 +291,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, {}, argv, __doc__ or "")
     folder = output_folder(options)
     num_runs = len(set(options.envs)) * len(set(options.presets)) * len(set(options.seeds))
-    max_processes, threads = divide_cores(usable_cores(), num_runs, options.jobs, options.threads)
+    if options.ray_address:
+        max_processes, threads = options.jobs or num_runs, options.threads or options.ray_threads
+    else:
+        max_processes, threads = divide_cores(usable_cores(), num_runs, options.jobs, options.threads)
     runs = plan_runs(
         options.envs,
         options.presets,
@@ -345,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluations=options.evaluations,
         settings=options.settings,
         threads=threads,
-        devices=available_devices(options.device),
+        devices=[options.device] if options.ray_address else available_devices(options.device),
         keep_replays=options.keep_replays,
     )
     published, dopamine_notes = read_dopamine(options, runs[0].config)

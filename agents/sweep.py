@@ -9,38 +9,47 @@ it trains, and a trial with a low value is pruned. The first trial has the agent
 search space. Settings are sampled by the tree-structured Parzen estimator (TPE, Bergstra et al. 2011).
 
 Output in runs/<name>/: study.db (Optuna study, SQLite), runs/ (a run folder for each trial and seed), logs/,
-trials.csv, history.png, importance.png. Repeat the same command to resume a sweep. docs/sweep.md explains the details.
+trials.csv, history.png, importance.png. With --storage, several processes share one study. Repeat the same command to
+resume a sweep. docs/sweep.md explains the details.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from zerokara.agents.sweeping.config import KIND, Config, check_same_command, describe_objective, read_command_line
+from zerokara.agents.sweeping.config import Config, describe_objective, read_command_line
 from zerokara.agents.sweeping.search_space import AGENTS, AgentProgram, Dimension, format_params, trial_arguments
 from zerokara.core.command_line import check_command_line
-from zerokara.core.config import EXIT_STOPPED, Stopped, UserError, error_summary, run_main
-from zerokara.core.machine import describe_machine
+from zerokara.core.config import EXIT_STOPPED, Stopped, UserError, run_main
+from zerokara.core.machine import usable_cores
 from zerokara.core.programs import program, program_command
 
 if __name__ == "__main__":
     check_command_line(read_command_line, __doc__)  # before the imports below, which take seconds
 
 import optuna
-import sqlalchemy.exc
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from zerokara.agents.sweeping.report import format_table, write_report
+from zerokara.agents.sweeping.storage import (
+    STORAGE_ERRORS,
+    SWEEP,
+    OpenedSweep,
+    check_option,
+    open_sweep,
+    storage_error,
+)
 from zerokara.agents.sweeping.trial import DIVERGED, TrialProcess, curve_value
-from zerokara.core.run import Run
+from zerokara.core.progress import Progress
+from zerokara.core.scheduling.cluster import connect, launcher
+from zerokara.core.scheduling.job import Launch
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 POLL_SECONDS = 0.5  # interval between two polls of the processes
@@ -66,28 +75,30 @@ class Sweep:
         agent: program that trains.
         agent_arguments: its command line that all trials share.
         base: config that `agent_arguments` give.
+        opened: run, folder and driver of the sweep.
+        launch: gives a run to this machine or to a cluster.
     """
 
     def __init__(
         self,
         config: Config,
-        run: Run,
+        opened: OpenedSweep,
         study: optuna.Study,
         agent: AgentProgram,
         agent_arguments: Sequence[str],
         base: Any,
         space: Sequence[Dimension],
+        launch: Launch,
     ) -> None:
-        self.config, self.run, self.study = config, run, study
+        self.config, self.study, self.launch = config, study, launch
+        self.run, self.folder, self.driver = opened.run, opened.folder, opened.driver
         self.agent, self.agent_arguments, self.base, self.space = agent, agent_arguments, base, space
         self.evaluations = base.total_steps // base.eval_every_steps  # of a complete run
-        self.threads = max(1, int(describe_machine()["cores_usable"] or 1) // config.jobs)  # of each run
+        self.threads = (
+            config.ray_threads if config.ray_address else max(1, usable_cores() // config.jobs)
+        )  # of each run
         self.failures = 0  # consecutive
         self.active: list[ActiveTrial] = []
-        self.interrupted = deque(
-            optuna.Trial(study, trial._trial_id)  # Optuna has no public way to resume a trial of another process
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        )
 
     def search(self) -> None:
         """Run trials until their number is reached or a signal is received. All runs are saved and have ended then.
@@ -118,8 +129,14 @@ class Sweep:
 
     def _next_trial(self) -> optuna.Trial | None:
         """Return the next trial to run: an interrupted one, or a new one; None if there are enough trials."""
-        if self.interrupted:
-            trial = self.interrupted.popleft()
+        with self.driver.choosing():
+            return self._choose_trial()
+
+    def _choose_trial(self) -> optuna.Trial | None:
+        if interrupted := self._interrupted_trial():
+            # Optuna has no public way to resume a trial of another process.
+            trial = optuna.Trial(self.study, interrupted._trial_id)
+            self.driver.claim(trial)
             self._sample(trial)
             self.run.print(f"trial {trial.number} resumes: {format_params(self.space, trial.params)}")
             return trial
@@ -128,11 +145,18 @@ class Sweep:
             # A new sampler for each trial, so that a resumed sweep samples the same settings as an uninterrupted one.
             self.study.sampler = optuna.samplers.TPESampler(seed=self.config.sampler_seed * 10_007 + number)
             trial = self.study.ask()
+            self.driver.claim(trial)
             self._sample(trial)
             if not self._finished_without_run(trial):
                 self.run.print(f"trial {trial.number} starts: {format_params(self.space, trial.params)}")
                 return trial
         return None
+
+    def _interrupted_trial(self) -> FrozenTrial | None:
+        """Return a trial that no driver runs any more; None if there is none."""
+        mine = {active.trial.number for active in self.active}
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return next((t for t in running if t.number not in mine and self.driver.may_resume(t)), None)
 
     def _sample(self, trial: optuna.Trial) -> None:
         for dimension in self.space:
@@ -183,7 +207,7 @@ class Sweep:
             seed = self.base.seed + len(active.seed_values)
             name = f"{active.trial.number}-seed-{seed}"
             arguments = [*self._arguments(active.trial), "--seed", str(seed)]
-            active.process = TrialProcess(self.run.folder, self.agent.module, name, arguments)
+            active.process = TrialProcess(self.folder, self.agent.module, name, arguments, self.launch)
         code = active.process.poll()  # before the curve is read, so that the curve of an ended run is complete
         if active.pruned:
             if code is not None and not self.config.keep_replays:
@@ -283,18 +307,21 @@ def make_pruner(config: Config, base: Any) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def open_study(config: Config, base: Any, space: Sequence[Dimension], folder: Path) -> optuna.Study:
-    """Open or create the study in folder/study.db. The first trial of a new study has the settings of `base`."""
+def open_study(config: Config, base: Any, space: Sequence[Dimension], opened: OpenedSweep) -> optuna.Study:
+    """Open or create the study of a sweep. The first trial of a new study has the settings of `base`."""
     study = optuna.create_study(
-        storage=optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}"),
+        storage=opened.storage,
         study_name=config.name,
         direction="maximize",
         pruner=make_pruner(config, base),
         load_if_exists=True,
     )
     first = {dimension.key: dimension.sampled_value(getattr(base, dimension.name)) for dimension in space}
-    if not study.get_trials(deepcopy=False) and None not in first.values():
-        study.enqueue_trial(first)
+    with opened.driver.choosing():
+        if opened.identity and SWEEP not in study.user_attrs:
+            study.set_user_attr(SWEEP, opened.identity)
+        if not study.get_trials(deepcopy=False) and None not in first.values():
+            study.enqueue_trial(first)
     return study
 
 
@@ -305,12 +332,18 @@ def finish(sweep: Sweep, arguments: Sequence[str]) -> str:
         arguments: command line of the sweep.
     """
     config, run, study = sweep.config, sweep.run, sweep.study
-    rows = write_report(study, sweep.space, run.folder)
+    with sweep.driver.choosing():  # another driver may write its report, too
+        rows = write_report(study, sweep.space, sweep.folder)
     run.print(format_table(rows, sweep.space))
     finished = sweep.count(*FINISHED)
     if run.stop_requested and finished < config.trials:
         run.stopped = True
         return f"{finished} of {config.trials} trials are finished; resume with: {program()} {shlex.join(arguments)}"
+    if elsewhere := sweep.count(TrialState.RUNNING):
+        return (
+            f"{finished} of {config.trials} trials are finished; other drivers run the last {elsewhere}. If one of "
+            f"them was killed, repeat the same command."
+        )
     if not sweep.count(TrialState.COMPLETE):
         return f"No trial is complete: all {finished} were refused, pruned or diverged; use a smaller search space."
     best = study.best_trial
@@ -329,25 +362,25 @@ def finish(sweep: Sweep, arguments: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a sweep, or resume it."""
     config, agent_arguments, base, space = read_command_line(argv, __doc__ or "")
-    folder = Path("runs") / config.name
-    resume = (folder / "config.json").exists()
-    if resume:
-        check_same_command(config, agent_arguments, folder)
+    check_option(config.storage)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    extra = {"given": agent_arguments}
-    with Run(config, kind=KIND, name=config.name, resume=resume, quiet=config.quiet, extra=extra) as run:
-        run.print(describe_objective(config, base))
-        try:
-            study = open_study(config, base, space, folder)
-            with run.signals():
-                sweep = Sweep(config, run, study, AGENTS[config.agent], agent_arguments, base, space)
-                sweep.search()
-                run.close(finish(sweep, sys.argv[1:] if argv is None else argv))
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            raise UserError(
-                f"{folder / 'study.db'} cannot be read or written ({error_summary(error)}): free disk space if the "
-                f"disk is full; if the file is damaged, start a new sweep with another --name."
-            ) from None
+    with connect(config, Progress(silent=config.quiet).warn) as cluster:
+        opened = open_sweep(config, agent_arguments)
+        with opened.run as run, contextlib.closing(opened):
+            run.print(describe_objective(config, base))
+            if cluster is not None:
+                cluster.warn = run.warn
+                run.print(cluster.describe())
+            try:
+                study = open_study(config, base, space, opened)
+                with run.signals():
+                    sweep = Sweep(
+                        config, opened, study, AGENTS[config.agent], agent_arguments, base, space, launcher(cluster)
+                    )
+                    sweep.search()
+                    run.close(finish(sweep, sys.argv[1:] if argv is None else argv))
+            except STORAGE_ERRORS as error:
+                raise storage_error(config.storage, opened.folder, error) from None
     if run.stopped:
         raise Stopped
 

@@ -10,6 +10,7 @@ import importlib
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
@@ -71,3 +72,12 @@ def _at(file: IO[Any], position: int) -> Iterator[None]:
         yield
     finally:
         os.lseek(file.fileno(), before, os.SEEK_SET)
+
+
+def is_locked(path: Path) -> bool:
+    """Return True if another process has locked the file at a path; False if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return not lock(file)
+    except FileNotFoundError:
+        return False

@@ -30,22 +30,20 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, to_dict
+from zerokara.core.config import error_summary, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.metrics import Scalar, as_numbers, json_line
 from zerokara.core.process_checkpoints import LoadProcesses, ProcessCheckpoints
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
 from zerokara.core.resumed_compute import adapt_compute
-from zerokara.core.run_folder import first_config, lock_folder, read_config
+from zerokara.core.run_folder import check_name, first_config, lock_folder, read_config
 from zerokara.core.stop_signals import StopSignals
 from zerokara.core.tensorboard_writer import TensorBoardWriter
 from zerokara.core.tracking import Status, Tracking, connect
 
 LogCallback = Callable[[int, dict[str, float]], object]
 """Function that gets the step and the metrics of each log entry; if it returns False, the run is saved and stopped."""
-
-MAX_NAME_BYTES = 255  # of a folder on common file systems
 
 
 class Run(StopSignals):
@@ -79,10 +77,7 @@ class Run(StopSignals):
             UserError: the folder already holds a run, is in use, is missing, or holds a run of another kind; or `name`
                 is not a valid folder name; or the client of the tracking service is not installed.
         """
-        if not re.fullmatch(r"\w[\w.+=-]*", name):
-            raise UserError(f"--name cannot be {name!r}: use only letters, digits and . _ + = - for the folder's name.")
-        if len(name.encode()) > MAX_NAME_BYTES:
-            raise UserError(f"--name has {len(name.encode())} bytes: use at most {MAX_NAME_BYTES}.")
+        check_name(name)
         self.folder = root / name
         self.world = world
         self._config, self._kind, self._resume = config, kind, resume

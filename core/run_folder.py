@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +16,22 @@ from zerokara.core.machine import describe_machine, describe_versions, git_commi
 from zerokara.core.programs import command
 
 MAX_LISTED = 12  # runs in a message
+MAX_NAME_BYTES = 255  # of a folder on common file systems
+EXTRA_MAPPINGS = ("compute", "environment")  # parts of "extra" in config.json that are mappings
 # Files that a run leaves behind which was killed before config.json was written. The folder is free then.
 UNFINISHED = frozenset({"lock", ".config.json.tmp"})
+
+
+def check_name(name: str) -> None:
+    """Check that the name of a run can be the name of a folder.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not re.fullmatch(r"\w[\w.+=-]*", name):
+        raise UserError(f"--name cannot be {name!r}: use only letters, digits and . _ + = - for the folder's name.")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise UserError(f"--name has {len(name.encode())} bytes: use at most {MAX_NAME_BYTES}.")
 
 
 def lock_folder(folder: Path, *, resume: bool, remedy: str) -> IO[str]:
@@ -108,6 +123,10 @@ def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
     if not isinstance(content, dict) or any(not isinstance(content.get(key), t) for key, t in required.items()):
         raise UserError(
             f"{path} was not written by zerokara (it needs the keys {', '.join(required)}): name the folder of a run."
+        )
+    if wrong := [key for key in EXTRA_MAPPINGS if not isinstance(content["extra"].get(key, {}), dict)]:
+        raise UserError(
+            f"{path} is damaged (its extra {wrong[0]} is no mapping): name another run, or start a new one."
         )
     if kind is not None and content["kind"] != kind:
         raise UserError(f"{folder} holds a run of {content['kind']}, not of {kind}: name the folder of a {kind} run.")

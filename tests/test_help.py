@@ -12,6 +12,7 @@ import pytest
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, class_mapping, field_types, flag
 from zerokara.core.help_text import LABEL_COLUMNS
+from zerokara.core.seeds import __main__ as seeds
 from zerokara.generative import representation, sample
 from zerokara.generative.gan import config as dcgan
 from zerokara.generative.style import config as style_transfer
@@ -38,6 +39,7 @@ PROGRAMS: Mapping[str, tuple[type[Any], Presets]] = {
     "depth": (depth.Options, {}),
     "augmentation": (augmentation.Options, {}),
     "features": (features.Options, {}),
+    "seeds": (seeds.Options, {}),
 }
 SMALL_PROGRAMS: Mapping[str, tuple[type[Any], Presets]] = {
     "sample": (sample.Options, {}),

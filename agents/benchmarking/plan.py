@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,11 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import numpy as np
-import psutil
-import torch
 
 from zerokara import envs
-from zerokara.agents.benchmarking.processes import Job
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS, ProtocolName, Settings
 from zerokara.agents.configs.defaults import preset_values
@@ -23,9 +19,9 @@ from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.agents.qlearning.replay import bytes_needed
 from zerokara.agents.viewing.loading import CHECKPOINT
 from zerokara.core import checkpoint
-from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, flag, from_dict, is_switch, negated_flag, note, rename, suggest, to_dict
 from zerokara.core.run import Run
+from zerokara.core.scheduling.job import Job
 
 # Config fields that may differ between an existing run and the plan.
 MAY_DIFFER = OUTPUT_FIELDS | HARDWARE_FIELDS
@@ -215,13 +211,19 @@ def run_state(run: PlannedRun) -> State:
     return "finished" if finished else "started"
 
 
-def make_job(run: PlannedRun, resume: bool, log: Path) -> Job:
+def make_job(run: PlannedRun, log: Path) -> Job:
     """Return the process that starts a run, or resumes it: with the settings of its first start, but --keep-replays."""
     kept = {name: getattr(run.config, name) for name in ("delete_replay",) if hasattr(run.config, name)}
+    module = ("-m", f"zerokara.agents.{run.kind}")
     resumed = ("--name", run.name, "--resume", *format_arguments(type(run.config), kept))
-    arguments = resumed if resume else run.arguments
-    command = (sys.executable, "-m", f"zerokara.agents.{run.kind}", *arguments)
-    return Job(run.name, command, log, memory_needed(run.config))
+    return Job(
+        run.name,
+        (*module, *run.arguments),
+        log,
+        memory_needed(run.config),
+        run_folder=run.folder,
+        resume_arguments=(*module, *resumed),
+    )
 
 
 def memory_needed(config: Settings) -> dict[str, int]:
@@ -240,35 +242,3 @@ def memory_needed(config: Settings) -> dict[str, int]:
     if config.device.startswith("cuda"):
         return {"main": PROCESS_BYTES, config.device: replay_bytes + DEVICE_BYTES}
     return {"main": replay_bytes + PROCESS_BYTES}
-
-
-def available_devices(device: str) -> list[str]:
-    """Return the devices for the option --device: with auto every GPU, if there is one; else the device itself.
-
-    Raises:
-        UserError: the device does not exist.
-    """
-    chosen = Compute.choose(device=device, precision="float32", compile="off", threads=1, train_step=None).device
-    if device != "auto" or not chosen.startswith("cuda"):
-        return [device]
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-
-
-def free_memory(devices: Sequence[str]) -> dict[str, int]:
-    """Return the free bytes of "main" memory and of those devices that are GPUs."""
-    free = {name: torch.cuda.mem_get_info(name)[0] for name in devices if name.startswith("cuda")}
-    return {"main": psutil.virtual_memory().available, **free}
-
-
-def divide_cores(cores: int, runs: int, jobs: int, threads: int) -> tuple[int, int]:
-    """Return the number of runs at the same time, and the threads of each run.
-
-    By default as many runs as cores, with one thread each: this is the most efficient division, because threads of one
-    run wait for each other. If there are fewer runs than cores, each run gets several threads.
-
-    Args:
-        jobs: value of --jobs; 0: choose.
-        threads: value of --threads; 0: choose.
-    """
-    jobs = min(runs, jobs or max(1, cores // max(1, threads)))
-    return jobs, threads or max(1, cores // jobs)

@@ -14,13 +14,14 @@ from zerokara.agents.sweeping.search_space import AGENTS, Dimension, read_space
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, flag, from_dict, to_dict
 from zerokara.core.run_folder import read_config
+from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions
 
 KIND = "sweep"
-MAY_CHANGE = frozenset({"trials", "jobs", "keep_replays", "quiet"})  # when a sweep resumes
+MAY_CHANGE = frozenset({"trials", "jobs", "keep_replays", "quiet", *CLUSTER_FIELDS})  # when a sweep resumes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ClusterOptions):
     """Options of a sweep."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
@@ -40,13 +41,13 @@ class Config:
         "n_startup_trials": "pruner_startup_trials",
         "n_warmup_steps": "is --pruner-warmup-fraction here, a fraction of the first run of a trial.",
         "sampler": "is not an option here: the sampler is TPE; --sampler-seed sets its seed.",
-        "storage": "is not an option here: the study is saved in runs/<name>/study.db.",
         "resume": "is not an option here: repeat the same command to resume.",
     }
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "search": ("search", "agent", "trials", "seeds", "objective", "sampler_seed"),
         "pruning": ("pruner", "pruner_startup_trials", "pruner_warmup_fraction"),
-        "run": ("name", "jobs", "keep_replays", "quiet"),
+        "run": ("name", "jobs", "storage", "keep_replays", "quiet"),
+        "cluster": CLUSTER_FIELDS,
     }
     COMMON: ClassVar[tuple[str, ...]] = ("search", "agent", "name", "trials", "jobs", "seeds", "objective", "pruner")
 
@@ -59,7 +60,8 @@ class Config:
     trials: Count = 20
     """Number of trials. Pruned trials and trials with incompatible settings count."""
     jobs: Annotated[int, Range(1, 256)] = 1
-    """Trials at the same time. They share the cores evenly, unless --threads is set for the agent."""
+    """Trials at the same time. They share the cores evenly, unless --threads is set for the agent. With --storage: of
+    each driver."""
     seeds: Annotated[int, Range(1, 100)] = 1
     """Runs of each trial. They have consecutive seeds from the agent's --seed; the value of a trial is their mean."""
     objective: Literal["last", "area"] = "last"
@@ -73,6 +75,9 @@ class Config:
     """median: fraction of a run without pruning. It applies to the first run of each trial."""
     sampler_seed: Annotated[int, Range(0, 10**6)] = 1
     """Seed of the sampler, not of the runs. The sampler draws the settings of the trials."""
+    storage: str = ""
+    """Study for several drivers: journal, file or URL (none: study.db). journal is a file in the folder of the sweep. A
+    file of one's own ends in .journal or .log. A URL is that of a database, such as postgresql://user@host/database."""
     keep_replays: bool = False
     """Keep the replay buffers of finished runs. They are by far the largest part of the folders."""
     quiet: bool = False

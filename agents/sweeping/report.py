@@ -54,7 +54,7 @@ def _row(trial: FrozenTrial, space: Sequence[Dimension]) -> Row:
     last = trial.last_step or 0
     complete = trial.state == TrialState.COMPLETE
     value = trial.value if complete else trial.intermediate_values.get(last)
-    names = {TrialState.RUNNING: "interrupted", TrialState.FAIL: "failed", TrialState.COMPLETE: "complete"}
+    names = {TrialState.RUNNING: "unfinished", TrialState.FAIL: "failed", TrialState.COMPLETE: "complete"}
     state = str(trial.user_attrs.get("why") or names.get(trial.state, "pruned"))
     if twin := re.fullmatch(r"as (\d+)", state):
         state = f"same as trial {twin[1]}"

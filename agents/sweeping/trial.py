@@ -6,22 +6,20 @@ A learning curve is a dict: number k of an evaluation, which is due after k * ev
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from zerokara.agents.qlearning.replay_deletion import delete_replays
-from zerokara.agents.viewing.curves import read_metrics
 from zerokara.core.config import note
-from zerokara.core.file_lock import lock as lock_file
-from zerokara.core.programs import import_path
+from zerokara.core.metrics import read_metrics
+from zerokara.core.scheduling.job import Job, Launch
+from zerokara.core.scheduling.local import LocalProcess
 
 # Beginning of the message of core.divergence.divergence_error, with which a diverged run exits.
 DIVERGED = "Training diverged"
+POLL_SECONDS = 0.1  # interval between two polls of a process that is waited for
 
 
 class TrialProcess:
@@ -31,56 +29,39 @@ class TrialProcess:
         sweep: folder of the sweep, the working directory of the process.
         module: program that trains ("agents.dqn").
         arguments: command line of the program, without --name.
+        launch: gives the run to this machine or to a cluster.
     """
 
-    def __init__(self, sweep: Path, module: str, name: str, arguments: Sequence[str]) -> None:
-        self.sweep, self.module, self.name, self.arguments = sweep, module, name, arguments
+    def __init__(
+        self, sweep: Path, module: str, name: str, arguments: Sequence[str], launch: Launch = LocalProcess
+    ) -> None:
         self.folder = sweep / "runs" / name
         self.log = sweep / "logs" / f"{name}.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._stopped = False
+        program, named = ("-m", f"zerokara.{module}"), ("--name", name, "--quiet")
+        self._running = launch(
+            Job(
+                name,
+                (*program, *arguments, *named),
+                self.log,
+                run_folder=self.folder,
+                resume_arguments=(*program, "--resume", *named),  # a resumed run reads its settings from its folder
+                working_folder=sweep,
+            )
+        )
 
     def poll(self) -> int | None:
-        """Start or resume the run at the first call. Returns the exit code; None while the run is not finished."""
-        if self._process is None and not self._stopped and not self.is_locked():
-            self._process = self._start()
-        if self._process is None:
-            return 0 if self._stopped else None
-        return self._process.poll()
-
-    def is_locked(self) -> bool:
-        """Return True if a process holds the lock of the run folder: a run that survived a killed sweep."""
-        lock = self.folder / "lock"
-        if not lock.exists():
-            return False
-        with lock.open("rb") as file:
-            return not lock_file(file)
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        resume = (self.folder / "config.json").exists()
-        arguments = ["--resume"] if resume else self.arguments  # a resumed run reads its settings from its folder
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", f"zerokara.{self.module}", *arguments, "--name", self.name, "--quiet"],
-                cwd=self.sweep,
-                env={**os.environ, **import_path()},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops every run once
-            )
+        """Start or resume the run as soon as possible. Returns the exit code; None while the run is not finished."""
+        end = self._running.poll()
+        return None if end is None else end.code
 
     def stop(self) -> None:
         """Ask the run to save and exit. A run that has not started is not started any more."""
-        self._stopped = True
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+        self._running.stop()
 
     def wait(self) -> None:
         """Wait until the process has ended, if it was started."""
-        if self._process is not None:
-            self._process.wait()
+        while self._running.poll() is None:
+            time.sleep(POLL_SECONDS)
 
     def last_log_line(self) -> str:
         """Return the last line of the log that is not empty, or "no output"."""

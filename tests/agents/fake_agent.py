@@ -3,7 +3,8 @@
 The return of the evaluation at step s is s * learning_rate + seed. Like a real agent it saves its settings in its
 folder, resumes with --resume, saves on SIGTERM, and holds the lock of its folder. With batch size 13 it crashes, with
 width multiplier 13 it diverges. At learning rate .0013 it sleeps until it is stopped. If the environment variable
-FAKE_STOPS_SWEEP is set, it sends SIGTERM to its sweep in the middle of the run; with FAKE_IS_STOPPED, to itself.
+FAKE_STOPS_SWEEP is set, it sends SIGTERM to its sweep in the middle of the run; with FAKE_IS_STOPPED, to itself. With
+FAKE_WAITS_FOR it waits there until the file of this name exists.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def main(words: list[str]) -> None:
             time.sleep(60)
         if "FAKE_IS_STOPPED" in os.environ and 2 * step == steps:
             os.kill(os.getpid(), signal.SIGTERM)
+        if "FAKE_WAITS_FOR" in os.environ and 2 * step == steps:
+            while not Path(os.environ["FAKE_WAITS_FOR"]).exists():
+                time.sleep(0.01)
         if rate == "0.0013":
             time.sleep(60)
 

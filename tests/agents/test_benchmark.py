@@ -291,11 +291,3 @@ def test_scales_of_environments() -> None:
     assert score_scale("CartPole-v1") is None
     assert score_scale("ALE/Pong-v5") == Scale(-20.7, 14.6, "random play 0, human 1")
     assert normalization._mean_return(CATCH, expert=False) == catch.low
-
-
-def test_last_step_of_incomplete_metrics(tmp_path: Path) -> None:
-    assert benchmark.last_step(tmp_path) == 0
-    (tmp_path / "metrics.jsonl").write_text("")
-    assert benchmark.last_step(tmp_path) == 0
-    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"ste')
-    assert benchmark.last_step(tmp_path) == 20

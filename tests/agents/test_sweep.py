@@ -21,6 +21,7 @@ from zerokara.agents.sweeping.search_space import AGENTS
 from zerokara.agents.sweeping.trial import DIVERGED, TrialProcess, curve_value, read_evaluations
 from zerokara.core.config import Stopped, UserError, to_dict
 from zerokara.core.divergence import divergence_error
+from zerokara.core.file_lock import is_locked
 
 RATES = "learning_rate=0.0005,0.001,0.002"  # the first is the default
 REAL = (
@@ -246,7 +247,7 @@ def test_run_locked_by_another_process_is_waited_for(tmp_path: Path) -> None:
     process.folder.mkdir(parents=True)
     with (process.folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert process.is_locked()
+        assert is_locked(process.folder / "lock")
         assert process.poll() is None
         assert not process.log.exists()
     deadline = time.monotonic() + 60

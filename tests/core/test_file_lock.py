@@ -115,18 +115,18 @@ def test_a_run_on_a_system_without_fcntl(
 
 
 def test_no_module_needs_fcntl_or_posix_signals_to_be_imported(tmp_path: Path) -> None:
-    names = ["core.run", "core.data.download", "agents.sweeping.trial", "agents.benchmarking.processes", "envs.pools"]
+    names = ["core.run", "core.data.download", "agents.sweeping.trial", "core.scheduling.cluster", "envs.pools"]
     code = (
         "import sys, os, signal, torch, gymnasium\n"  # which are other libraries on Windows
         "sys.modules['fcntl'] = None\ndel os.register_at_fork, signal.SIGHUP, signal.SIGKILL\n"
         + "".join(f"import zerokara.{name}\n" for name in names)
-        + "from zerokara.agents.benchmarking.processes import ProcessPool\n"
+        + "from zerokara.core.scheduling.pool import ProcessPool\n"
         "from zerokara.core.config import run_main\n"
         "run_main(lambda: ProcessPool(1, {}, lambda *ended: None))\n"
     )
     done = run_interpreter(tmp_path, "-c", code)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: agents.benchmark needs Linux or macOS, whose signals stop its runs.\n"
+    assert done.stderr == "error: python -c needs Linux or macOS, whose signals stop its runs.\n"
 
 
 def test_signals_are_handled_in_the_main_thread_only(tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def test_errors_when_resuming(tmp_path: Path) -> None:
         config.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=message):
             new(tmp_path, "pong-1", resume=True)
+    config.write_text('{"kind": "dqn", "config": {}, "extra": {"compute": [1]}}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"damaged \(its extra compute is no mapping\)"):
+        Run.read_config(tmp_path / "pong-1")
     config.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="damaged"):
         Run.read_config(tmp_path / "pong-1")

@@ -15,7 +15,6 @@ from zerokara.agents.benchmarking import plan as benchmark_plan
 from zerokara.agents.benchmarking.plan import (
     PRESETS,
     PlannedRun,
-    divide_cores,
     make_job,
     memory_needed,
     plan_runs,
@@ -74,7 +73,7 @@ def test_each_game_has_its_settings_and_replays_are_kept_if_asked_for() -> None:
     for run in runs:
         assert ("--no-delete-replay" in run.arguments) == (run.kind == "dqn")
         assert PRESETS[run.preset][2](run.arguments) == run.config
-        resumed = make_job(run, True, Path("log")).command
+        resumed = make_job(run, Path("log")).resume_arguments
         assert ("--no-delete-replay" in resumed) == (run.kind == "dqn")
     assert not any("delete-replay" in word for run in planned((CATCH,)) for word in run.arguments)
 
@@ -160,10 +159,10 @@ def test_run_that_is_not_finished_is_resumed(catch_run: Path) -> None:
     assert run_state(longer) == "started"
     log = Path("x.log")
     resumed = ("-m", "zerokara.agents.dqn", "--name", "catch", "--resume")
-    assert make_job(longer, True, log).command[1:] == (*resumed, "--delete-replay")
+    assert make_job(longer, log).resume_arguments == (*resumed, "--delete-replay")
     kept = replace(longer, config=from_dict(Config, {**content["config"], "delete_replay": False}, "config.json"))
-    assert make_job(kept, True, log).command[1:] == (*resumed, "--no-delete-replay")
-    assert make_job(longer, False, log).command[3:] == longer.arguments
+    assert make_job(kept, log).resume_arguments == (*resumed, "--no-delete-replay")
+    assert make_job(longer, log).arguments == (*resumed[:2], *longer.arguments)
 
 
 def test_another_run_of_the_same_name_is_refused(catch_run: Path) -> None:
@@ -219,22 +218,6 @@ def test_memory_is_what_the_replay_allocates(tmp_path: Path) -> None:
         checkpoint_margin=config.checkpoint_every_steps + 4 * config.num_envs,
     )
     assert memory_needed(config)["main"] - benchmark_plan.PROCESS_BYTES == replay.bytes
-
-
-@pytest.mark.parametrize(
-    ("cores", "runs", "jobs", "threads", "expected"),
-    [
-        (2, 6, 0, 0, (2, 1)),
-        (16, 6, 0, 0, (6, 2)),  # fewer runs than cores
-        (2, 1, 0, 0, (1, 2)),
-        (8, 6, 2, 0, (2, 4)),
-        (8, 6, 0, 4, (2, 4)),
-        (2, 6, 0, 4, (1, 4)),
-        (2, 6, 5, 0, (5, 1)),  # --jobs may exceed the number of cores
-    ],
-)
-def test_cores_are_divided(cores: int, runs: int, jobs: int, threads: int, expected: tuple[int, int]) -> None:
-    assert divide_cores(cores, runs, jobs, threads) == expected
 
 
 def test_deviations_from_a_protocol_are_listed() -> None:

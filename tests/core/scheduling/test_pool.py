@@ -1,17 +1,21 @@
-"""Test the process pool: limits, failures, signals."""
+"""Test the process pool on this machine: limits, failures, signals, run folders that another process writes."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from zerokara.agents.benchmarking.processes import Job, ProcessPool
+from zerokara.core.config import EXIT_STOPPED
+from zerokara.core.file_lock import lock
+from zerokara.core.scheduling.job import Job
+from zerokara.core.scheduling.local import LocalProcess
+from zerokara.core.scheduling.pool import ProcessPool
+from zerokara.core.scheduling.resources import divide_cores
 
 # Creates a file when it has started, and exits in order when it receives SIGTERM.
 SAVES_ON_SIGTERM = """
@@ -41,7 +45,7 @@ class Recorder:
 
 
 def job(folder: Path, name: str, code: str, *words: str, **memory: int) -> Job:
-    return Job(name, (sys.executable, "-S", "-c", code, *words), folder / "logs" / f"{name}.log", memory)
+    return Job(name, ("-S", "-c", code, *words), folder / "logs" / f"{name}.log", memory)
 
 
 def test_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -79,10 +83,7 @@ def test_number_of_processes_is_limited_by_count_and_memory(
     tmp_path: Path, max_processes: int, free_memory: dict[str, int], memory: dict[str, int], expected: int
 ) -> None:
     recorder = Recorder()
-    jobs = [
-        Job(str(i), (sys.executable, "-S", "-c", "import time; time.sleep(0.1)"), tmp_path / f"{i}.log", memory)
-        for i in range(5)
-    ]
+    jobs = [Job(str(i), ("-S", "-c", "import time; time.sleep(0.1)"), tmp_path / f"{i}.log", memory) for i in range(5)]
     ProcessPool(max_processes, free_memory, recorder.on_exit, recorder.on_poll).run(jobs)
     assert len(recorder.results) == 5
     assert max(map(len, recorder.together)) == expected
@@ -131,5 +132,74 @@ def test_no_process_survives_an_exception_in_a_callback(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="in the callback"):
         pool.run([job(tmp_path, "a", IGNORES_SIGTERM, str(tmp_path / "a"))])
     (running,) = pool._running
-    assert running.process.wait(timeout=30) == -signal.SIGKILL
-    running.log.close()
+    deadline = time.monotonic() + 30
+    while running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    end = running.poll()
+    assert end is not None
+    assert end.code == -signal.SIGKILL
+
+
+def test_a_run_folder_that_another_process_writes_is_waited_for(tmp_path: Path) -> None:
+    """Start a job whose run survived a killed pool: it resumes when the run has ended, and does not run beside it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    arguments = ("-S", "-c", "print('started')")
+    resumed = ("-S", "-c", "print('resumed')")
+    waiting = Job("a", arguments, tmp_path / "a.log", run_folder=folder, resume_arguments=resumed)
+    ended: dict[str, tuple[int, str]] = {}
+    with (folder / "lock").open("a") as file:
+        assert lock(file)
+
+        def on_poll(running: Sequence[Job]) -> None:
+            assert not running or file.closed, "the folder is still locked"
+            if polls:
+                polls.pop()
+            elif not file.closed:
+                (folder / "config.json").touch()
+                file.close()
+
+        polls = [1, 1]
+        ProcessPool(1, {}, lambda job, code, line: ended.update({job.name: (code, line)}), on_poll).run([waiting])
+    assert ended == {"a": (0, "resumed")}
+
+
+def test_the_folder_decides_when_the_process_starts(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    waiting = Job("a", ("new",), tmp_path / "a.log", run_folder=folder, resume_arguments=("--resume",))
+    assert waiting.arguments_now() == ("new",)
+    folder.mkdir()
+    (folder / "lock").touch()  # a run that was killed before it wrote config.json
+    assert waiting.can_start()
+    assert waiting.arguments_now() == ("new",)
+    (folder / "config.json").touch()
+    assert waiting.arguments_now() == ("--resume",)
+
+
+def test_a_job_that_is_stopped_before_its_start_never_starts(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / "lock").open("a") as file:
+        assert lock(file)
+        process = LocalProcess(Job("a", ("-S", "-c", ""), tmp_path / "a.log", run_folder=folder))
+        assert process.poll() is None
+        process.stop()
+    end = process.poll()
+    assert end is not None
+    assert (end.code, (tmp_path / "a.log").exists()) == (EXIT_STOPPED, False)
+
+
+@pytest.mark.parametrize(
+    ("cores", "runs", "jobs", "threads", "expected"),
+    [
+        (2, 6, 0, 0, (2, 1)),
+        (16, 6, 0, 0, (6, 2)),  # fewer runs than cores
+        (2, 1, 0, 0, (1, 2)),
+        (8, 6, 2, 0, (2, 4)),
+        (8, 6, 0, 4, (2, 4)),
+        (2, 6, 0, 4, (1, 4)),
+        (2, 6, 5, 0, (5, 1)),  # --jobs may exceed the number of cores
+    ],
+)
+def test_cores_are_divided(cores: int, runs: int, jobs: int, threads: int, expected: tuple[int, int]) -> None:
+    assert divide_cores(cores, runs, jobs, threads) == expected

@@ -1,0 +1,336 @@
+"""Train with several seeds, at the same time on this machine or on a cluster, and compute the mean of the results.
+
+    python -m core.seeds vision.classify --seeds 1 2 3 --name digits -- --data mnist --preset best
+    python -m core.seeds generative.dcgan --seeds 1 2 3 --ray-address auto --ray-gpus 1 -- --data cifar10
+
+The command line has three parts: the training program, the options of this program and, after --, the options of the
+training program, which all runs share. The runs are runs/<name>-<seed>. Repeat the same command to resume: finished
+runs are only read, and interrupted runs resume.
+
+Output in runs/<name>/: results.json (results of all runs, means and standard deviations), logs/ (output of the runs),
+finished/ (a file for each finished run). docs/cluster.md describes clusters.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from zerokara.core.command_line import check_command_line, parse
+from zerokara.core.config import Positional, Range, Stopped, UserError, flag, from_dict, run_main, suggest, to_dict
+from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
+from zerokara.core.programs import program, short_names
+from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions, connect, launcher
+from zerokara.core.scheduling.job import Job
+from zerokara.core.scheduling.pool import ProcessPool
+
+# Programs that train: their modules have KIND, the kind of their runs, and read_config, which reads a command line.
+TRAINING_PROGRAMS = (
+    *("agents.dqn", "agents.pqn", "generative.dcgan", "generative.fast_style", "vision.classify", "vision.segment"),
+    *("vision.detect", "vision.caption", "vision.binary"),
+)
+SET_HERE = ("--name", "--seed", "--resume")
+RESULT_GROUPS = ("final/", "eval/")  # of metrics: results of a finished run; without them, its last evaluation
+
+Numbers = Mapping[str, float | int | None]
+"""Runs, mean and sample standard deviation (None for a single run) of a metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ClusterOptions):
+    """Options of the program."""
+
+    FOREIGN_NAMES: ClassVar[Mapping[str, str]] = {
+        "seed": "seeds",
+        "num_seeds": "is --seeds here, followed by all seeds: --seeds 1 2 3.",
+        "workers": "jobs",
+        "n_jobs": "jobs",
+        "exp_name": "name",
+        "resume": "is not an option here: repeat the same command to resume.",
+    }
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "runs": ("program", "seeds", "name"),
+        "hardware": ("jobs", "threads"),
+        "cluster": CLUSTER_FIELDS,
+        "output": ("quiet",),
+    }
+
+    program: Annotated[str, Positional("program")] = ""
+    """Training program, such as vision.classify."""
+    seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
+    """Seeds, each of which trains once."""
+    name: str = ""
+    """Folder under runs/ and prefix of the runs (none: seeds-<program>)."""
+    jobs: Annotated[int, Range(0)] = 0
+    """Maximum number of runs at the same time; 0: number of cores, divided by the threads of a run. On a cluster, 0: as
+    many as its resources allow."""
+    threads: Annotated[int, Range(0)] = 0
+    """CPU threads of each run; 0: number of cores, divided by the runs at the same time. On a cluster, 0:
+    --ray-cpus."""
+    quiet: bool = False
+    """Print only warnings, failed runs and the results."""
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """Run of one seed."""
+
+    seed: int
+    kind: str
+    config: Any
+    arguments: tuple[str, ...]  # command line that gives `config`
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return str(self.config.name)
+
+    @property
+    def folder(self) -> Path:
+        """Run folder: runs/<name>."""
+        return Path("runs") / self.name
+
+
+def read_command_line(argv: Sequence[str] | None, description: str) -> tuple[Options, str, list[str]]:
+    """Read the command line; argv None: sys.argv.
+
+    Returns:
+        The options, the module of the training program ("vision.classify"), and its arguments.
+
+    Raises:
+        UserError: an option is invalid, or there is no such program.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    split = words.index("--") if "--" in words else len(words)
+    arguments = words[split + 1 :]
+    options = parse(Options, {}, words[:split], description)
+    names = {short: module for module, short in short_names().items() if module in TRAINING_PROGRAMS}
+    names |= {module: module for module in TRAINING_PROGRAMS}
+    if options.program not in names:
+        given = f"There is no training program {options.program!r}" if options.program else "No program was given"
+        raise UserError(f"{given}{suggest(options.program, names)}: give one of {', '.join(TRAINING_PROGRAMS)}.")
+    if not options.seeds:
+        raise UserError("--seeds needs at least one value.")
+    for word in arguments:
+        if word.split("=")[0] in SET_HERE:
+            raise UserError(f"{word} cannot be given after --: this program itself names, seeds and resumes the runs.")
+    return options, names[options.program], arguments
+
+
+if __name__ == "__main__":
+    check_command_line(read_command_line, __doc__)  # before the imports below, which take seconds
+
+from rich.console import Console
+
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.metrics import read_metrics
+from zerokara.core.progress import Progress, format_value
+from zerokara.core.report import tables_within, write_json
+from zerokara.core.run_folder import check_name, read_config
+from zerokara.core.run_options import HARDWARE_FIELDS
+from zerokara.core.scheduling.monitor import Monitor
+from zerokara.core.scheduling.resources import available_devices, divide_cores
+
+MAY_DIFFER = frozenset({"name", "resume", "quiet", "track", *HARDWARE_FIELDS})  # between a run and the command
+
+
+def plan_runs(options: Options, module: str, arguments: Sequence[str], devices: Sequence[str]) -> list[SeedRun]:
+    """List the runs of all seeds.
+
+    Args:
+        module: of the training program.
+        arguments: of the training program, which all runs share.
+        devices: assigned to the runs in turn, unless the arguments have a device.
+
+    Raises:
+        UserError: an argument of the training program is invalid.
+    """
+    training = importlib.import_module(f"zerokara.{module}")
+    runs = []
+    for number, seed in enumerate(dict.fromkeys(options.seeds)):
+        device = devices[number % len(devices)]
+        own = ["--seed", str(seed), "--name", f"{options.name}-{seed}", *(["--quiet"] if options.quiet else [])]
+        words = ["--threads", str(options.threads), "--device", device, *arguments, *own]
+        runs.append(SeedRun(seed, training.KIND, training.read_config(words), tuple(words)))
+    return runs
+
+
+def check_same_settings(run: SeedRun) -> None:
+    """Check that an existing run folder holds a run with these settings.
+
+    Raises:
+        UserError: it holds another one.
+    """
+    if not (run.folder / "config.json").exists():
+        return
+    path = str(run.folder / "config.json")
+    saved = to_dict(from_dict(type(run.config), read_config(run.folder, run.kind)["config"], path))
+    for field, value in to_dict(run.config).items():
+        if field not in MAY_DIFFER and saved.get(field) != value:
+            raise UserError(
+                f"{run.folder} was started with {flag(field)} {saved.get(field)}, but this command has {value}: choose "
+                f"another --name, or remove the run first: rm -r {run.folder}."
+            )
+
+
+def make_job(run: SeedRun, module: str, log: Path) -> Job:
+    """Return the process that starts or resumes a run."""
+    command = ("-m", f"zerokara.{module}")
+    resumed = (*command, "--name", run.name, "--resume")
+    return Job(run.name, (*command, *run.arguments), log, run_folder=run.folder, resume_arguments=resumed)
+
+
+def run_all(
+    runs: Sequence[SeedRun], options: Options, module: str, folder: Path
+) -> tuple[Mapping[str, str], str | None]:
+    """Run all runs that are not finished.
+
+    Returns:
+        Failed runs (name -> reason), and the name of the signal that stopped the program, or None.
+
+    Raises:
+        UserError: the cluster cannot be used.
+    """
+    progress = Progress(silent=options.quiet)
+    finished = [run.name for run in runs if is_finished(run, folder)]
+    monitor = Monitor({run.name: 1 for run in runs}, finished, progress, position=lambda name: 0)
+    jobs = [make_job(run, module, folder / "logs" / f"{run.name}.log") for run in runs if run.name not in finished]
+    if not jobs:
+        return {}, None
+
+    def on_exit(job: Job, code: int, last_line: str) -> None:
+        if code == 0:
+            mark_finished(job.name, folder, last_line)
+        monitor.on_exit(job, code, last_line, stopped=pool.stopped is not None)
+
+    with connect(options, progress.warn) as cluster:
+        where = f"{options.jobs} at the same time" if cluster is None else cluster.describe()
+        progress.print(f"{len(jobs)} of {len(runs)} runs to train, {where}, CPU threads of each: {options.threads}")
+        pool = ProcessPool(options.jobs, {}, on_exit, monitor.update, launcher(cluster))
+        try:
+            pool.run(jobs)
+        finally:
+            progress.close()
+    return monitor.failed, pool.stopped
+
+
+def is_finished(run: SeedRun, folder: Path) -> bool:
+    """Return True if a process of the run has ended with exit code 0, and its folder is still there."""
+    return (folder / "finished" / run.name).exists() and (run.folder / "config.json").exists()
+
+
+def mark_finished(name: str, folder: Path, line: str) -> None:
+    """Record that a run is finished, with its closing line."""
+    (folder / "finished").mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "finished" / name, lambda file: file.write(f"{line}\n".encode()))
+
+
+def read_results(folder: Path) -> dict[str, float]:
+    """Return the results of a finished run: its metrics final/..., or its last evaluation if it has none.
+
+    Raises:
+        UserError: it has no metrics, or they are damaged.
+    """
+    last: dict[str, float] = {}
+    for row in read_metrics(folder / "metrics.jsonl"):
+        last |= {key: value for key, value in row.items() if isinstance(value, int | float)}
+    for group in RESULT_GROUPS:
+        if results := {key: value for key, value in last.items() if key.startswith(group)}:
+            return results
+    return {}
+
+
+def summarize(results: Mapping[str, Mapping[str, float]]) -> dict[str, Numbers]:
+    """Compute mean and sample standard deviation over the runs of each metric that all runs have.
+
+    Args:
+        results: name of a run -> metric -> value.
+    """
+    runs = list(results.values())
+    summary: dict[str, Numbers] = {}
+    for metric in runs[0] if runs else ():
+        if all(metric in run for run in runs):
+            values = [run[metric] for run in runs]
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            summary[metric] = {"runs": len(values), "mean": statistics.fmean(values), "deviation": deviation}
+    return summary
+
+
+def print_table(
+    summary: Mapping[str, Mapping[str, float | int | None]], runs: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Print a row for each metric: mean, standard deviation, and the value of each run."""
+    columns = ["metric", "mean", "deviation", *runs]
+    rows = [
+        [
+            metric,
+            *(_cell(numbers[key]) for key in ("mean", "deviation")),
+            *(_cell(run[metric]) for run in runs.values()),
+        ]
+        for metric, numbers in summary.items()
+    ]
+    console = Console()
+    for part in tables_within(columns, rows, console.width):
+        console.print(part)
+
+
+def _cell(value: float | int | None) -> str:
+    return "-" if value is None else format_value(float(value))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Plan the runs, run them, read their results, and print the table."""
+    options, module, arguments = read_command_line(argv, __doc__ or "")
+    name = options.name or f"seeds-{short_names()[module]}"
+    num_runs = len(set(options.seeds))
+    if options.ray_address:
+        jobs, threads = options.jobs or num_runs, options.threads or options.ray_threads
+        devices = ["auto"]
+    else:
+        jobs, threads = divide_cores(usable_cores(), num_runs, options.jobs, options.threads)
+        devices = available_devices("auto")
+    options = replace(options, name=name, jobs=jobs, threads=threads)
+    check_name(name)
+    folder = Path("runs") / name
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} is the folder of a run: choose another --name for the results.")
+    runs = plan_runs(options, module, arguments, devices)
+    for run in runs:
+        check_same_settings(run)
+    failed, stopped = run_all(runs, options, module, folder)
+    finished = [run for run in runs if is_finished(run, folder)]
+    if stopped:
+        print(
+            f"{stopped}: {len(finished)} of {len(runs)} runs are finished; repeat the same command to resume",
+            flush=True,
+        )
+        raise Stopped
+    results = {run.name: read_results(run.folder) for run in finished}
+    summary = summarize(results)
+    content = {
+        "program": module,
+        "arguments": arguments,
+        "seeds": [run.seed for run in finished],
+        "summary": summary,
+        "runs": results,
+        "failed": dict(failed),
+        "versions": describe_versions(),
+        "git_commit": git_commit(),
+        "machine": describe_machine(),
+        "command": f"{program()} {shlex.join(sys.argv[1:] if argv is None else argv)}",
+    }
+    write_json(folder / "results.json", content)
+    print_table(summary, results)
+    print(f"{len(finished)} of {len(runs)} runs are finished: {folder / 'results.json'}", flush=True)
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_main(main)

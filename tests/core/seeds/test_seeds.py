@@ -1,0 +1,151 @@
+"""Test core.seeds: command line, results by hand, and real runs that are stopped, resumed and only read again."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.programs import Process, start, wait_until
+from zerokara.core import programs
+from zerokara.core.config import EXIT_STOPPED, UserError, to_saved
+from zerokara.core.importing import load_module
+from zerokara.core.metrics import json_line
+from zerokara.core.seeds import __main__ as seeds
+
+TINY = (
+    *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--no-test"),
+    *("--width-multiplier", "0.25", "--device", "cpu", "--precision", "float32", "--compile", "off"),
+)
+PROGRAM = ("vision.classify", "--name", "s", "--seeds", "1", "2", "--threads", "1")
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def program(*words: str) -> Process:
+    return start(Path.cwd(), "-m", "core.seeds", *words)
+
+
+def test_every_program_of_the_table_has_a_kind_and_reads_a_command_line() -> None:
+    for module in seeds.TRAINING_PROGRAMS:
+        assert module in programs.PROGRAMS
+        training = load_module(f"zerokara.{module}", module)
+        config = training.read_config(["--seed", "7", "--name", "a", "--threads", "1", "--device", "cpu"])
+        assert (config.seed, config.name, config.resume, config.threads) == (7, "a", False, 1)
+        assert module.split(".")[-1] == training.KIND
+
+
+def test_command_line_has_three_parts() -> None:
+    options, module, arguments = seeds.read_command_line([*PROGRAM, "--", *TINY], "")
+    assert (module, options.seeds, arguments) == ("vision.classify", (1, 2), list(TINY))
+    assert seeds.read_command_line(["dcgan"], "")[1:] == ("generative.dcgan", [])
+    runs = seeds.plan_runs(options, module, arguments, ["cuda:0", "cuda:1"])
+    assert [(run.name, run.seed, run.config.train_images) for run in runs] == [("s-1", 1, 200), ("s-2", 2, 200)]
+    assert [run.config.device for run in runs] == ["cpu", "cpu"], "a device after -- holds for all runs"
+    without = [word for word in arguments if word not in ("--device", "cpu")]
+    words = [run.arguments for run in seeds.plan_runs(options, module, without, ["cpu", "auto"])]
+    assert [each[each.index("--device") + 1] for each in words] == ["cpu", "auto"]
+    job = seeds.make_job(runs[0], module, Path("log"))
+    assert job.arguments[:2] == ("-m", "zerokara.vision.classify")
+    assert job.resume_arguments == ("-m", "zerokara.vision.classify", "--name", "s-1", "--resume")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), r"No program was given: give one of agents\.dqn"),
+        (("vision.clasify",), r"no training program 'vision\.clasify' \(did you mean vision\.classify\?\)"),
+        (("vision.predict",), r"no training program 'vision\.predict'"),
+        (("classify", "--seeds"), "--seeds needs at least one value"),
+        (("classify", "--", "--seed", "3"), "--seed cannot be given after --"),
+        (("classify", "--", "--learning-rat", "3"), "There is no flag --learning-rat"),
+        (("classify", "--ray-cpus", "2"), "--ray-cpus has no effect without --ray-address auto"),
+        (("classify", "--name", "a/b"), "--name cannot be 'a/b'"),
+    ],
+)
+def test_error_messages(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        seeds.main(words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "s-1").mkdir(parents=True)
+    options, module, arguments = seeds.read_command_line([*PROGRAM, "--", "--epochs", "2"], "")
+    runs = seeds.plan_runs(options, module, arguments, ["auto"])
+    saved = {**to_saved(runs[0].config), "threads": 7, "device": "cuda", "quiet": True}
+    content = {"kind": "classify", "config": saved, "extra": {}}
+    (tmp_path / "runs" / "s-1" / "config.json").write_text(json.dumps(content))
+    seeds.check_same_settings(runs[0])
+    seeds.check_same_settings(runs[1])
+    with pytest.raises(UserError, match=r"runs/s-1 was started with --epochs 2, but this command has 3"):
+        seeds.main([*PROGRAM, "--", "--epochs", "3"])
+    (tmp_path / "runs" / "s").mkdir()
+    (tmp_path / "runs" / "s" / "config.json").touch()
+    with pytest.raises(UserError, match=r"runs/s is the folder of a run"):
+        seeds.main([*PROGRAM, "--", "--epochs", "2"])
+
+
+def test_results_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, rows in {
+        "a": [(1, {"eval/fid": 9.0}), (2, {"eval/fid": 4.0, "train/loss": 1.0})],
+        "b": [(1, {"eval/fid": 8.0}), (2, {"eval/fid": 6.0})],
+        "c": [(1, {"eval/fid": 8.0}), (2, {"final/error": 0.5, "speed/x_seconds": 1.0})],
+        "d": [(1, {"train/loss": 8.0})],
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json_line(step, row) for step, row in rows))
+    results = {name: seeds.read_results(tmp_path / name) for name in "abcd"}
+    assert results == {"a": {"eval/fid": 4.0}, "b": {"eval/fid": 6.0}, "c": {"final/error": 0.5}, "d": {}}
+    summary = seeds.summarize({name: results[name] for name in "ab"})
+    assert summary == {"eval/fid": {"runs": 2, "mean": 5.0, "deviation": pytest.approx(2**0.5)}}
+    seeds.print_table(summary, {name: results[name] for name in "ab"})
+    assert capsys.readouterr().out.split()[-5:] == ["eval/fid", "5", "1.41", "4", "6"]
+    assert seeds.summarize({"a": results["a"]})["eval/fid"]["deviation"] is None
+    assert seeds.summarize(results) == seeds.summarize({}) == {}
+
+
+def test_runs_are_stopped_resumed_and_read_again(tmp_path: Path) -> None:
+    """Ctrl-C lets both runs save; the same command resumes them; repeated once more, it only reads them."""
+    runs = [tmp_path / "runs" / f"s-{seed}" for seed in (1, 2)]
+    words = (*PROGRAM, "--jobs", "2", "--", *TINY, "--epochs", "40")
+    process = program(*words)
+    wait_until(process, lambda: all((run / "metrics.jsonl").exists() for run in runs), seconds=200)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (EXIT_STOPPED, "")
+    assert out.strip().splitlines()[-1] == "SIGINT: 0 of 2 runs are finished; repeat the same command to resume"
+    process = program(*words)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    results = json.loads((tmp_path / "runs" / "s" / "results.json").read_text())
+    assert (results["program"], results["seeds"]) == ("vision.classify", [1, 2])
+    errors = [json.loads((run / "result.json").read_text())["figures"]["validation_error"] for run in runs]
+    assert [results["runs"][run.name]["final/validation_error"] for run in runs] == errors
+    assert results["summary"]["final/validation_error"]["mean"] == pytest.approx(sum(errors) / 2)
+    assert "--resume" not in results["command"]
+    logs = [(tmp_path / "runs" / "s" / "logs" / f"{run.name}.log") for run in runs]
+    assert ["saving" in log.read_text() for log in logs] == [True, True]
+    before = [log.stat().st_size for log in logs]
+    process = program(*words)
+    again, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert [log.stat().st_size for log in logs] == before, "finished runs are not started again"
+    assert again.splitlines()[-1] == out.splitlines()[-1] == "2 of 2 runs are finished: runs/s/results.json"
+
+
+def test_a_failed_run_is_named_and_the_other_is_in_the_results(tmp_path: Path) -> None:
+    blocked = tmp_path / "runs" / "s-1"
+    blocked.mkdir(parents=True)
+    (blocked / "something").touch()
+    process = program(*PROGRAM, "--", *TINY, "--epochs", "1")
+    out, err = process.communicate()
+    assert process.returncode == 1
+    assert "warning: s-1 failed, the other runs continue: runs/s-1 already holds a run" in err
+    assert json.loads((tmp_path / "runs" / "s" / "results.json").read_text())["seeds"] == [2]
+    assert out.strip().splitlines()[-1] == "1 of 2 runs are finished: runs/s/results.json"
