@@ -12,3 +12,5 @@ Stem = Literal["paper", "medium", "small"]
 """Downsampling of the first layers: as published for 224 pixels, by half of that factor, or by a quarter of it."""
 Background = Literal["auto", "white", "black"]
 """Color behind transparent pixels; auto: white, or black if the image is so light that it would vanish on white."""
+GradientCompression = Literal["none", "bfloat16", "powersgd"]
+"""Compression of the gradients that processes exchange."""

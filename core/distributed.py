@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +33,7 @@ ValueT = TypeVar("ValueT")
 TIMEOUT = "ZEROKARA_COLLECTIVE_TIMEOUT"
 """Environment variable: seconds that a process waits for the others."""
 DEFAULT_TIMEOUT = 1800.0  # longer than an evaluation, for which the other processes wait in some programs
+_COMMUNICATION = re.compile("gloo|NCCL|ProcessGroup")  # in the messages of errors that have no class of their own
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class World:
                 store = _store_after_restart(size, timeout)
                 dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, store=store)
         return cls(rank, size, local_rank)
+
+    def shard(self, number: int) -> slice:
+        """Return which of `number` items belong to this process: the same number in all, or one more."""
+        return slice(number * self.rank // self.size, number * (self.rank + 1) // self.size)
 
     @staticmethod
     def require_single_process(command: str) -> None:
@@ -195,6 +201,15 @@ class World:
             dist.all_reduce(result, op=dist.ReduceOp.MAX)
             return bool(result.item())  # with NCCL, an error appears here
 
+    def max(self, values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
+        """Return the maximum of each value over the processes, in every process. `device` is as for `any`."""
+        if self.size == 1:
+            return list(values)
+        result = torch.tensor(values, dtype=torch.float32, device=device)
+        with _others_answer():
+            dist.all_reduce(result, op=dist.ReduceOp.MAX)
+            return [float(value) for value in result.tolist()]
+
     def barrier(self) -> None:
         """Wait until every process has reached this call."""
         if self.size > 1:
@@ -205,6 +220,40 @@ class World:
         """Leave the process group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+class StopVotes:
+    """Votes of the processes on stopping, about one per second: a vote waits until all processes have reached it.
+
+    Args:
+        world: processes that vote.
+        device: as for `World.any`.
+        seconds: between two votes.
+    """
+
+    def __init__(self, world: World, device: torch.device | str = "cpu", seconds: float = 1.0) -> None:
+        self._world, self._device, self._seconds = world, device, seconds
+        self._calls = 0  # since the last vote
+        self._next = 1  # number of calls from the last vote to the next one
+        self._last_vote = time.perf_counter()
+
+    def __call__(self, stop: bool, *, now: bool = False) -> bool:
+        """Return True in every process if a process votes to stop; False if this call is no vote.
+
+        Args:
+            stop: vote of this process. It must stay True in later calls.
+            now: vote in this call; must be the same in all processes.
+        """
+        if self._world.size == 1:
+            return stop
+        self._calls += 1
+        if self._calls < self._next and not now:
+            return False
+        time_per_call = (time.perf_counter() - self._last_vote) / self._calls
+        stops, slowest = self._world.max([float(stop), time_per_call], self._device)
+        self._calls, self._next = 0, max(1, round(self._seconds / max(slowest, 1e-6)))
+        self._last_vote = time.perf_counter()
+        return stops > 0
 
 
 def collective_timeout() -> float:
@@ -245,6 +294,24 @@ def _store_after_restart(size: int, timeout: timedelta) -> Any:
     address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     store = dist.TCPStore(*address, size, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
     return dist.PrefixStore(f"restart-{environment['TORCHELASTIC_RESTART_COUNT']}", store)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def reporting_lost_processes() -> Iterator[None]:
+    """Around code that computes and communicates: report that another process has ended, or does not answer.
+
+    Other errors pass.
+
+    Raises:
+        ProcessLost: an operation of torch.distributed failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _COMMUNICATION.search(str(error)):
+            raise
+        with _others_answer():
+            raise
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-from zerokara.core.choices import Precision
+from zerokara.core.choices import GradientCompression, Precision
 from zerokara.core.config import Range
 from zerokara.core.tracking import ServiceName
 
@@ -60,3 +60,21 @@ class NormalizationOptions:
     program, such as torchvision: mean and standard deviation of ImageNet, or of the images that the backbone was
     published with. Otherwise images are normalized by the mean and standard deviation of the training images; a loss
     network of style transfer then gets pixels from 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataParallelOptions(RunOptions):
+    """Options of a run that several processes can train by averaging their gradients."""
+
+    gradient_compression: GradientCompression = "none"
+    """Compression of the gradients that several processes exchange. powersgd exchanges matrices of rank 2 (Vogels et
+    al. 2019), after the first tenth of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormOptions(DataParallelOptions):
+    """Options of a run whose network may have BatchNorm layers."""
+
+    sync_batch_norm: bool = False
+    """BatchNorm over the images of all processes, on CUDA only. Otherwise each process normalizes by mean and variance
+    of its own images."""

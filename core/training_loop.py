@@ -10,6 +10,7 @@ Shapes: B images in an update.
 from __future__ import annotations
 
 import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core import checkpoint
+from zerokara.core.choices import GradientCompression
 from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped
-from zerokara.core.distributed import World
+from zerokara.core.data_parallel import DataParallel, synchronize_batch_norm
+from zerokara.core.distributed import StopVotes, World
 from zerokara.core.divergence import check_finite, pop_means
 from zerokara.core.optim import load_optimizer_state
 from zerokara.core.run import Run
@@ -39,6 +42,10 @@ class UpdateConfig(Protocol):
     @property
     def seed(self) -> int:
         """Random seed."""
+
+    @property
+    def gradient_compression(self) -> GradientCompression:
+        """Compression of the gradients that processes exchange."""
 
     @property
     def log_every_updates(self) -> int:
@@ -73,7 +80,10 @@ class TrainingState(ABC, Generic[NetworkT]):
     ) -> None:
         self.config, self.compute, self.world = config, compute, world
         torch.manual_seed(config.seed)
-        self.network = compute.module(build())
+        network = build()
+        if getattr(config, "sync_batch_norm", False):
+            network = synchronize_batch_norm(network, world)
+        self.network = compute.module(network)
         world.broadcast(self.network)
         # Random numbers of this process: augmentation, region sampling.
         self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
@@ -84,6 +94,16 @@ class TrainingState(ABC, Generic[NetworkT]):
         # Sums of the metrics and the number of updates since the last `read_metrics`. They stay on the device, so that
         # an update does not synchronize.
         self._sums = torch.zeros(len(metric_names) + 1, device=compute.torch_device)
+
+    @functools.cached_property
+    def parallel(self) -> DataParallel:
+        """Forward and backward passes that average the gradients over the processes."""
+        return DataParallel(self.world, self.trained_network, self.config.gradient_compression, self.total_updates)
+
+    @property
+    def trained_network(self) -> nn.Module:
+        """Part of the network whose parameters the optimizer updates."""
+        return self.network
 
     @property
     @abstractmethod
@@ -125,8 +145,10 @@ class TrainingState(ABC, Generic[NetworkT]):
         self.updates += 1
 
     def read_metrics(self) -> dict[str, Tensor]:
-        """Return the means of the metrics since the last call, as tensors on the device."""
-        return pop_means(self._sums, self._metric_names)
+        """Return the means of the metrics since the last call over updates and processes, as tensors on the device."""
+        sums = self.world.mean(self._sums)
+        self._sums.zero_()
+        return pop_means(sums, self._metric_names)
 
     def check_finite(self, run: Run) -> None:
         """Check that all weights are finite. Synchronizes with the device.
@@ -147,7 +169,7 @@ class TrainingState(ABC, Generic[NetworkT]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values, for a checkpoint."""
-        return {
+        state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -157,6 +179,9 @@ class TrainingState(ABC, Generic[NetworkT]):
             "validation_pending": self.validation_pending,
             "hours": self.stopwatch(),
         }
+        if communication := self.parallel.state_dict():
+            state["parallel"] = communication
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
@@ -167,6 +192,7 @@ class TrainingState(ABC, Generic[NetworkT]):
         self._sums.copy_(state["sums"])
         self.updates, self.stopwatch.hours = state["updates"], state["hours"]
         self.validation_pending = self.world.is_main and state.get("validation_pending", False)  # new in 0.2
+        self.parallel.load_state_dict(state.get("parallel", {}))
 
     def load_processes(self, states: Mapping[int, dict[str, Any]]) -> str:
         """Restore the state from checkpoints of other processes, as `Run.restore` describes it.
@@ -219,7 +245,7 @@ def repeat_interrupted(
 
     Args:
         is_pending: returns True in a process whose evaluation was interrupted.
-        evaluate: evaluates, and leaves `is_pending` True if a signal interrupts it again.
+        evaluate: evaluates in all processes, and leaves `is_pending` True if a signal interrupts it again.
         save: saves a checkpoint in which the evaluation is done.
         world: processes of the run.
         device: of the votes.
@@ -228,7 +254,7 @@ def repeat_interrupted(
         True if it was interrupted again, so that the run stops.
     """
     repeats = world.any(is_pending(), device)
-    if is_pending():
+    if repeats:
         evaluate()
     stopping = world.any(is_pending(), device)
     if repeats and not stopping:
@@ -245,7 +271,8 @@ def run_updates(
         training: state of the run.
         run: run folder.
         update: does one update.
-        validate: evaluates the network (`Run.interruptible`) and logs the result. Only the main process calls it.
+        validate: evaluates the network (`core.sharding.evaluate_shards`); in the main process it logs the result. All
+            processes call it.
 
     Returns:
         True if a signal stopped the run before its end.
@@ -273,6 +300,7 @@ def _run_updates(
     )
     # All processes vote, so that they leave the loop together. A run that stopped early also stops when it is resumed.
     stop_early = world.any(training.should_stop_early, device)
+    votes = StopVotes(world, device)
     while training.updates < training.total_updates and not stop_early and not stopping:
         update()
         if training.updates % config.log_every_updates == 0:
@@ -282,13 +310,12 @@ def _run_updates(
         saves = validates or ended or training.updates % config.checkpoint_every_updates == 0
         if validates:
             training.check_finite(run)  # before a model file with non-finite weights overwrites a good one
-            if world.is_main:
-                _validate(training, validate)
+            _validate(training, validate)
             stop_early = world.any(training.should_stop_early, device)
             interval = LogInterval(training.updates)
         if saves:
             training.save(run)
-        stopping = world.any(bool(run.stop_requested), device)
+        stopping = votes(bool(run.stop_requested), now=saves)
     if stopping:
         run.print_stop()
         training.save(run)

@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core.compute import Compute
-from zerokara.core.distributed import World
+from zerokara.core.data_parallel import check_sync_batch_norm
+from zerokara.core.distributed import StopVotes, World
 from zerokara.core.progress import loading
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.run_classes import keep_classes
@@ -146,9 +147,11 @@ def discriminator_step(learner: Learner, parts: Sequence[Part]) -> None:
     forward = discriminator_forward if penalize else learner.compiled_discriminator_forward
     learner.discriminator.requires_grad_(True)
     learner.discriminator_optimizer.zero_grad(set_to_none=True)
-    for real_bCHW, fake_bCHW, label_b, _ in parts:
-        loss, metrics = forward(learner, real_bCHW, fake_bCHW.detach(), label_b, penalize)
-        (loss / len(parts)).backward()
+    parallel = learner.parallel_discriminator  # averages the gradients over the processes, after the last part
+    for number, (real_bCHW, fake_bCHW, label_b, _) in enumerate(parts, 1):
+        with parallel.no_sync(on=number < len(parts)):
+            loss, metrics = parallel.forward(forward, learner, real_bCHW, fake_bCHW.detach(), label_b, penalize)
+            parallel.backward(loss / len(parts))
         learner.record("d_loss", loss / len(parts))
         learner.record("d_accuracy_real", metrics / len(parts))  # five consecutive metrics from this name on
     learner.step_discriminator()
@@ -191,12 +194,14 @@ def generator_step(learner: Learner, parts: Sequence[Part]) -> None:
     """Do one optimizer step of the generator, which leaves no gradients on the discriminator."""
     learner.discriminator.requires_grad_(False)
     learner.generator_optimizer.zero_grad(set_to_none=True)
-    for real_bCHW, fake_bCHW, label_b, z_bZ in parts:
-        if len(parts) > 1:
-            with learner.compute.autocast():
-                fake_bCHW = learner.generator(z_bZ, label_b)  # noqa: PLW2901  (again: all graphs would not fit in memory)
-        loss = learner.compiled_generator_forward(learner, real_bCHW, fake_bCHW, label_b)
-        (loss / len(parts)).backward()
+    parallel = learner.parallel_generator
+    for number, (real_bCHW, fake_bCHW, label_b, z_bZ) in enumerate(parts, 1):
+        with parallel.no_sync(on=number < len(parts)):
+            if len(parts) > 1:  # again, because all graphs would not fit in memory
+                with learner.compute.autocast():
+                    fake_bCHW = parallel.forward(learner.generator, z_bZ, label_b)  # noqa: PLW2901
+            loss = learner.compiled_generator_forward(learner, real_bCHW, fake_bCHW, label_b)
+            parallel.backward(loss / len(parts))
         learner.record("g_loss", loss / len(parts))
     learner.step_generator()  # and update the moving average of its weights
 
@@ -218,7 +223,8 @@ def update(learner: Learner, pixels_BCHW: Tensor, label_B: Tensor) -> None:
     latents = [learner.draw_latents(len(real_bCHW)) for real_bCHW in reals]
     # The generator's step uses these images and their graph again, unless gradients are accumulated over parts.
     with torch.set_grad_enabled(number == 1), learner.compute.autocast():
-        fakes = [learner.generator(z_bZ, label_b) for z_bZ, label_b in zip(latents, labels, strict=True)]
+        generate = partial(learner.parallel_generator.forward, learner.generator)
+        fakes = [generate(z_bZ, label_b) for z_bZ, label_b in zip(latents, labels, strict=True)]
     parts = list(zip(reals, fakes, labels, latents, strict=True))
     discriminator_step(learner, parts)
     generator_step(learner, parts)
@@ -238,7 +244,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     """
     learner = make_learner(config, data.train.shape, len(data.train.classes), compute, world)
     session = Session(run, data, learner)
-    evaluator = Evaluator(config, data, run.extra)
+    evaluator = Evaluator(config, data, run)
     session.start()
     print_protocol(session, evaluator)
     with run.interruptible(on=False):  # a signal waits for the end of an update; it interrupts an evaluation
@@ -249,6 +255,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
             world,
             compute.torch_device,
         )
+        votes = StopVotes(world, compute.torch_device)
         while learner.updates < config.updates and not stopping:
             pixels_BCHW, label_B = session.next_batch()
             update(learner, pixels_BCHW, label_B)
@@ -258,12 +265,12 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
                 session.save_video_frame()
             evaluates = session.is_due(config.eval_every_updates) or learner.updates == config.updates
             if evaluates:
-                if world.is_main:
-                    evaluate(session, evaluator)
+                evaluate(session, evaluator)
                 session.start_interval()
-            if evaluates or session.is_due(config.checkpoint_every_updates):
+            saves = evaluates or session.is_due(config.checkpoint_every_updates)
+            if saves:
                 session.save()
-            stopping = world.any(bool(run.stop_requested), compute.torch_device)
+            stopping = votes(bool(run.stop_requested), now=saves)
         if stopping:
             run.print_stop()
             session.save()
@@ -285,6 +292,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: read the data, train, print the closing message."""
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
+    check_sync_batch_norm(config, world)
     with loading(config.quiet or not world.is_main) as progress:
         data = Data.load(config, progress)
     check_discriminator(config, data.train.shape, len(data.train.classes))

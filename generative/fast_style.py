@@ -43,6 +43,7 @@ from zerokara.core.eager_optim import Adam
 from zerokara.core.media import grid, to_uint8
 from zerokara.core.models.normalization import decide_normalization
 from zerokara.core.run import Run
+from zerokara.core.sharding import evaluate_shards
 from zerokara.core.training_loop import TrainingState, run_updates
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.data import load_split
@@ -60,6 +61,7 @@ from zerokara.generative.style.pictures import (
 )
 
 SPLIT_SEED = 0  # independent of the run's seed, so that all runs hold out the same photographs
+SHOWN = 16  # images in the grid of photographs and results
 
 
 @dataclass(frozen=True)
@@ -161,27 +163,42 @@ class Training(TrainingState[StyleNetwork]):
     def update(self) -> None:
         """Do one Adam step on the next batch."""
         self.set_learning_rates()
-        losses = self.losses(self.batch())
+        losses = self.parallel.forward(self.losses, self.batch())
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        self.world.mean_gradients(self.network.parameters())
+        self.parallel.backward(losses.total)
         self.optimizer.step()
         self.end_update(*losses.scalars("train").values())
 
+    def evaluate(self, run: Run) -> tuple[dict[str, float], np.ndarray]:
+        """Return the mean losses on the held-out photographs, and an image grid of photographs and results.
+
+        The processes divide the photographs.
+
+        Raises:
+            Stopped: a signal interrupted the evaluation in one of the processes.
+        """
+        number = len(self.data.held_out)
+        parts = evaluate_shards(self.world, run, number, self._evaluate)
+        sums = {name: sum(losses[name] for losses, _ in parts) for name in parts[0][0]}
+        self.held_out_loss = sums["held_out/loss"]
+        return sums, grid(torch.cat([pairs for _, pairs in parts])[:SHOWN], columns=4)
+
     @torch.no_grad()
-    def evaluate(self) -> tuple[dict[str, float], np.ndarray]:
-        """Return the mean losses on the held-out photographs, and an image grid of photographs and results."""
+    def _evaluate(self, shard: slice) -> tuple[dict[str, float], Tensor]:
+        """Return the part of the mean losses that some held-out photographs have, and pairs of photograph and result.
+
+        The pairs (2n, 3, H, W) are uint8; there are no more than are shown.
+        """
         sums: dict[str, float] = {}
         grids = []
-        for images in self.data.held_out.images.split(self.config.batch_size):
+        for images in self.data.held_out.images[shard].split(self.config.batch_size):
             pixels = self.pixels(images)
             for name, value in self.losses(pixels).scalars("held_out").items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(images) / len(self.data.held_out)
             stylized = network.stylize(self.network, self.compute, pixels)
             pairs = torch.stack([pixels, stylized], 1).flatten(0, 1)
             grids.append(self.compute.to_host(to_uint8(pairs)))
-        self.held_out_loss = sums["held_out/loss"]
-        return sums, grid(torch.cat(grids)[:16], columns=4)
+        return sums, torch.cat(grids)[:SHOWN]
 
     def interval_metrics(self, interval: LogInterval) -> dict[str, float]:
         """Return the photographs per second."""
@@ -231,8 +248,7 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
         run.image("style", 0, data.style)
 
     def validate() -> None:
-        with run.interruptible():
-            held_out_losses, image = training.evaluate()
+        held_out_losses, image = training.evaluate(run)
         run.log(training.updates, held_out_losses)
         run.image("held_out", training.updates, image)
 

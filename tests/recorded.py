@@ -1,21 +1,24 @@
-"""Parts that recordings of training programs share: copies and averages of weights, and one process of two."""
+"""Parts that recordings of training programs share: copies and averages of weights, gradients, one process of two."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
+from zerokara.core.data_parallel import DataParallel
 from zerokara.core.distributed import World
 
 ValueT = TypeVar("ValueT")
 
 
 class Shard(World):
-    """One of two processes, whose collective operations do nothing. Recordings replace `World.mean_gradients`."""
+    """One of two processes, whose collective operations do nothing. See `record_averages`."""
 
     def broadcast(self, module: nn.Module) -> None: ...
 
@@ -24,16 +27,62 @@ class Shard(World):
         settings: Any = {"compute": Compute(threads=1).to_dict()}
         return settings if value == {"compute": {}} else value
 
+    def shard(self, number: int) -> slice:
+        """Return all items, since there is no other process that evaluates the rest."""
+        return slice(0, number)
+
     def gather(self, value: ValueT) -> list[ValueT]:
-        """Return the value as that of all processes."""
-        return [value] * self.size
+        """Return the value as that of all processes; a list of results as that of the only process with a shard."""
+        others: list[Any] = [[] if isinstance(value, list) else value] * (self.size - 1)
+        return [value, *others]
 
     def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
         return flag
 
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the tensor as that of all processes."""
+        return tensor.detach().clone()
+
+    def max(self, values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
+        return list(values)
+
     def barrier(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Unconnected:
+    """In place of PyTorch's DistributedDataParallel: the passes of this process alone."""
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def record_averages(patch: pytest.MonkeyPatch, record: Callable[[set[int]], None]) -> None:
+    """Let no gradients be exchanged. Call `record` with the ids of the parameters whose gradients would be averaged.
+
+    PyTorch averages them in a backward pass whose forward pass was not within `no_sync`.
+    """
+    forward, backward = DataParallel.forward, DataParallel.backward
+    synchronized: set[int] = set()
+
+    def recording_forward(parallel: DataParallel, function: Callable[..., Any], *args: Any) -> Any:
+        if parallel.synchronizes and torch.is_grad_enabled():
+            synchronized.add(id(parallel))
+        return forward(parallel, function, *args)
+
+    def recording_backward(parallel: DataParallel, loss: Tensor) -> None:
+        backward(parallel, loss)
+        if id(parallel) in synchronized:
+            synchronized.remove(id(parallel))
+            record({id(p) for p in parallel.network.parameters() if p.requires_grad})
+
+    patch.setattr(DataParallel, "forward", recording_forward)
+    patch.setattr(DataParallel, "backward", recording_backward)
+    patch.setattr(DataParallel, "_connect", lambda _: Unconnected())
 
 
 def copy_of(network: nn.Module) -> dict[str, Tensor]:

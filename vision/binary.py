@@ -37,14 +37,16 @@ from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.compute import Compute
 from zerokara.core.custom_loss import check_loss, load_loss
 from zerokara.core.data import ImageSet
+from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.eager_optim import Adam
 from zerokara.core.layers import clip_latent_
 from zerokara.core.report import figure_pixels, read_result, write_figure, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_classes import keep_classes
+from zerokara.core.sharding import evaluate_shards
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
-from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, write_packed
+from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, Sizes, write_packed
 from zerokara.vision.binarization.pictures import draw_filters, draw_straight_through, network_table
 from zerokara.vision.classification.learner import Data, load_split
 from zerokara.vision.classification.pictures import draw_misread
@@ -148,15 +150,19 @@ class Training(EpochTraining[BinaryNetwork]):
         x = self.augment(pixels, self.generator, index_B=index_b, epoch=self.epoch)
         self.set_learning_rates()
         self.optimizer.zero_grad(set_to_none=True)
-        with self.compute.autocast():
-            logits_bK = self.network(x)
-        loss = self.loss(logits_bK, label_b)
-        loss.backward()
-        self.world.mean_gradients(self.network.parameters())
+        loss, logits_bK = self.parallel.forward(self._forward, x, label_b)
+        fraction = len(index_b) * self.world.size / len(index_B)  # the shard of a process may be smaller
+        self.parallel.backward(loss * fraction)
         self.optimizer.step()
         clip_latent_(self.network)
         accuracy = (logits_bK.detach().argmax(1) == label_b).float().mean()
-        self.end_update(loss, accuracy)
+        self.end_update(loss * fraction, accuracy * fraction)
+
+    def _forward(self, x_bCHW: Tensor, label_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the loss (scalar) and the logits (b, K)."""
+        with self.compute.autocast():
+            logits_bK = self.network(x_bCHW)
+        return self.loss(logits_bK, label_b), logits_bK
 
     def logits(self, network: BinaryNetwork, images: ImageSet) -> Tensor:
         """Compute logits (N, K) of images in evaluation mode. Returns float32 on the CPU."""
@@ -168,9 +174,21 @@ class Training(EpochTraining[BinaryNetwork]):
         network.train(training)
         return self.compute.to_host(torch.cat(logits))
 
-    def score(self, images: ImageSet) -> Scores:
-        """Evaluate the network on images."""
-        return Scores(self.logits(self.network, images).softmax(1), images.labels)
+    def logits_in_processes(self, run: Run, images: ImageSet) -> Tensor:
+        """Compute logits (N, K) of the main process's network like `logits`, each process those of its shard.
+
+        Raises:
+            Stopped: a signal interrupted the evaluation in one of the processes.
+        """
+        self.world.broadcast(self.network)
+        shards = evaluate_shards(
+            self.world, run, len(images), lambda shard: self.logits(self.network, images.take(shard))
+        )
+        return torch.cat(shards)
+
+    def score_in_processes(self, run: Run, images: ImageSet) -> Scores:
+        """Evaluate the main process's network, each process on its shard of the images."""
+        return Scores(self.logits_in_processes(run, images).softmax(1), images.labels)
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
@@ -189,13 +207,18 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     run.print(network_table(training.network))
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
-    return finish(training, run) if world.is_main else ""
+    with run.interruptible(on=world.size == 1):  # several processes stop together, during an evaluation
+        return finish(training, run)
 
 
 def validate(training: Training, run: Run) -> None:
-    """Evaluate the validation images, and log histograms of the latent weights."""
-    with run.interruptible():
-        scores = training.score(training.data.validation)
+    """Evaluate the validation images, and log histograms of the latent weights.
+
+    The processes divide the images; the main process does the rest.
+    """
+    scores = training.score_in_processes(run, training.data.validation)
+    if not run.world.is_main:
+        return
     training.last_metric = scores.error
     run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss})
     for name, layer in training.network.binary_layers().items():
@@ -206,35 +229,49 @@ def validate(training: Training, run: Run) -> None:
 def finish(training: Training, run: Run) -> str:
     """Evaluate the test set once, pack the weights and verify the file, write the figures and result.json.
 
+    The processes divide the images; the main process does the rest.
+
     Returns:
         The closing message.
 
     Raises:
         UserError: the network that was read back does not give the same predictions.
     """
-    config, validation = training.config, training.data.validation
-    logits_NK = training.logits(training.network, validation)
-    metrics = {"validation_error": Scores(logits_NK.softmax(1), validation.labels).error}
+    config, validation, world = training.config, training.data.validation, training.world
+    logits_NK = training.logits_in_processes(run, validation)
     result_path = run.path("result.json")
-    test = load_split(config.for_data(), "test") if config.test else None
-    if test is not None and result_path.exists():
-        # A finished run that is resumed does not evaluate the test set again.
+    has_result = world.broadcast_value(result_path.exists())
+    test = scores = None
+    if config.test and not has_result:  # a finished run that is resumed does not evaluate the test set again
+        test = load_split(config.for_data(), "test")
+        scores = training.score_in_processes(run, test)
+    metrics = {"validation_error": Scores(logits_NK.softmax(1), validation.labels).error}
+    if config.test and has_result:
         metrics |= read_result(result_path)["figures"]
-    elif test is not None:
+    elif test is not None and scores is not None:
         for line in test.messages:
             run.print(f"test images: {line}")
-        scores = training.score(test)
         metrics["test_error"] = scores.error
+
+    path = run.path(BinaryMetadata.FILE)
+    sizes: Sizes | None = None
+    if world.is_main:
+        sizes = write_packed(path, training.network, dataclasses.replace(training.metadata, figures=metrics))
+    world.barrier()
+
+    def is_same(shard: slice) -> bool:
+        again, _ = BinaryMetadata.load(path)
+        return torch.equal(training.logits(training.compute.module(again), validation.take(shard)), logits_NK[shard])
+
+    same = all(evaluate_shards(world, run, len(validation), is_same))
+    if sizes is None:
+        return ""
+    if not same:
+        raise UserError(f"{path} does not give the same predictions as the trained network: please report it.")
+    if test is not None and scores is not None:
         misread = draw_misread(test, scores, training.metadata.classes)
         if misread is not None:
             run.image("misread", training.updates, figure_pixels(misread))
-
-    path = run.path(BinaryMetadata.FILE)
-    sizes = write_packed(path, training.network, dataclasses.replace(training.metadata, figures=metrics))
-    again, _ = BinaryMetadata.load(path)
-    same = torch.equal(training.logits(training.compute.module(again), validation), logits_NK)
-    if not same:
-        raise UserError(f"{path} does not give the same predictions as the trained network: please report it.")
     subset = validation.take(slice(0, 500)).images.to(training.compute.torch_device).float() * (1 / 255)
     write_figure(run.path("straight_through.png"), draw_straight_through(training.network, subset))
     write_figure(run.path("filters.png"), draw_filters(training.network))
@@ -264,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     find_loss(config.loss)  # a mistake in a loss of one's own is reported before a run folder is created
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
+    check_sync_batch_norm(config, world)
     images = Data.load(config.for_data())
     with on_meta_device():
         network = make_metadata(config, images).build()

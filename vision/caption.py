@@ -37,6 +37,7 @@ from zerokara.core import checkpoint
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.data.captions import CaptionSet
+from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.normalization import decide_normalization, format_normalization
@@ -45,8 +46,7 @@ from zerokara.core.run import Run
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
 from zerokara.vision.captioning.inputs import BackboneSource, Data
-from zerokara.vision.captioning.learner import EncodedCaptions, Training
-from zerokara.vision.captioning.network import extract_features
+from zerokara.vision.captioning.learner import Training
 from zerokara.vision.captioning.pictures import Entry, draw, page
 from zerokara.vision.captioning.scoring import bleu, most_frequent, nearest, sentence_bleu
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
@@ -83,17 +83,21 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
-    return finish(training, run) if world.is_main else ""
+    with run.interruptible(on=world.size == 1):  # several processes stop together, during an evaluation
+        return finish(training, run)
 
 
 def validate(training: Training, run: Run) -> None:
-    """Evaluate on the validation images, save the weights if they are the best, and log images with captions."""
+    """Evaluate on the validation images, save the weights if they are the best, and log images with captions.
+
+    The processes divide the images; the main process does the rest.
+    """
     config, images = training.config, training.data.validation
-    with run.interruptible():
-        captions, features_NF = training.generate(images)
-        scores = bleu(captions, images.captions)
-        references = EncodedCaptions(images.captions, training.network.vocabulary, config.max_length)
-        loss = training.validation_loss(features_NF, references)
+    captions, features_NF = training.generate_in_processes(run, images)
+    loss = training.validation_loss(run, features_NF, images)
+    if not run.world.is_main:
+        return
+    scores = bleu(captions, images.captions)
     run.log(training.updates, {**{f"val/{name}": value for name, value in scores.items()}, "val/loss": loss})
     metric = loss if config.select == "loss" else scores["bleu4"]
     is_best = training.best is None or IS_BETTER[config.select](metric, training.best["figure"])
@@ -114,14 +118,18 @@ def image_at(images: CaptionSet, index: int) -> Any:
 def finish(training: Training, run: Run) -> str:
     """Load the best weights, evaluate the test images, and write captions.html and result.json.
 
+    The processes divide the images; the main process does the rest.
+
     Returns:
         The closing message.
     """
     config, data = training.config, training.data
-    assert training.best is not None
     training.load_best_weights()
-    captions, features_NF = training.generate(data.test)
-    train_features_MF = extract_features(training.network, training.compute, data.train.images)
+    captions, features_NF = training.generate_in_processes(run, data.test)
+    train_features_MF = training.features_in_processes(run, data.train.images)
+    if not run.world.is_main:
+        return ""
+    assert training.best is not None
     nearest_N = nearest(features_NF, train_features_MF)
     frequent = most_frequent(data.train.captions)
     by_method = {
@@ -199,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
+    check_sync_batch_norm(config, world)
     data = Data.load(config)
     check_backbone(config, data)
     config = decide_normalization(config, channels=3)

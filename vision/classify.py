@@ -34,6 +34,7 @@ import torch
 from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.backbones.summary import summary
 from zerokara.core.compute import Compute
+from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier
 from zerokara.core.models.model_file import MODEL_FILE
@@ -72,7 +73,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
-    return finish(training, run) if world.is_main else ""
+    with run.interruptible(on=world.size == 1):  # several processes stop together, during an evaluation
+        return finish(training, run)
 
 
 def load_weights(config: Config, classifier: Classifier) -> list[str]:
@@ -90,9 +92,13 @@ def load_weights(config: Config, classifier: Classifier) -> list[str]:
 
 
 def validate(training: Training, run: Run) -> None:
-    """Evaluate the validation images (one view each), record the result, log misclassified images, save the model."""
-    with run.interruptible():
-        scores = training.score(training.data.validation)
+    """Evaluate the validation images (one view each), record the result, log misclassified images, save the model.
+
+    The processes divide the images; the main process does the rest.
+    """
+    scores = training.score_in_processes(run, training.data.validation)
+    if not run.world.is_main:
+        return
     run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss, "speed/hours": training.stopwatch()})
     is_best = training.best is None or scores.error <= training.best["figure"]
     training.record_validation(scores.error, is_best=is_best, save_weights=training.config.select == "best")
@@ -105,23 +111,29 @@ def validate(training: Training, run: Run) -> None:
 def finish(training: Training, run: Run) -> str:
     """Load the selected weights, evaluate the test set once, write model.safetensors and result.json.
 
+    The processes divide the images of the evaluations; the main process writes.
+
     Returns:
         The closing message.
     """
     config = training.config
     training.load_best_weights()
-    validation = training.score(training.data.validation, views=config.tta_views)
+    validation = training.score_in_processes(run, training.data.validation, views=config.tta_views)
+    result_path = run.path("result.json")
+    has_result = run.world.broadcast_value(result_path.exists())
+    test = scores = None
+    if config.test and not has_result:  # a finished run that is resumed does not evaluate the test set again
+        test = load_split(config, "test")
+        scores = training.score_in_processes(run, test, views=config.tta_views)
+    if not run.world.is_main:
+        return ""
     metrics = {"validation_error": validation.error}
     message = f"{config.data}: validation error {validation.error:.2%}"
-    result_path = run.path("result.json")
-    if config.test and result_path.exists():
-        # A finished run that is resumed does not evaluate the test set again.
+    if config.test and has_result:
         metrics |= read_result(result_path)["figures"]
-    elif config.test:
-        test = load_split(config, "test")
+    elif test is not None and scores is not None:
         for line in test.messages:
             run.print(f"test images: {line}")
-        scores = training.score(test, views=config.tta_views)
         metrics |= {"test_error": scores.error, "test_loss": scores.loss}
         log_confusion(scores, training.metadata.classes, run, training.updates)
         log_misread(test, scores, training.metadata.classes, run, training.updates, tag="test_misread")
@@ -148,6 +160,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: data, run folder, hardware, training, closing message."""
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
+    check_sync_batch_norm(config, world)
     images = Data.load(config)
     config = decide_normalization(config, images.train.shape[0])
     with on_meta_device():  # a network that cannot be built is rejected before a run folder is created

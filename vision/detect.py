@@ -35,6 +35,7 @@ import torch
 from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.compute import Compute
 from zerokara.core.data.boxes import BoxSet
+from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.media import grid, to_uint8
 from zerokara.core.models.model_file import MODEL_FILE
@@ -71,10 +72,12 @@ def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world
         validation = find(config, run, data.validation, "validation images", world)
         training = Training(config, metadata, data.train, proposals, compute, world)
         train(config, run, data, training, validation)
-        if not world.is_main:
+        evaluating = training.evaluating
+        if not world.is_main and evaluating.size == 1:
             return ""
-        last_stage(config, run, training, data, proposals)
-        return finish(config, run, training, data, validation)
+        with run.interruptible(on=evaluating.size == 1):  # several processes stop together, during an evaluation
+            last_stage(config, run, training, data, proposals)
+            return finish(config, run, training, data, validation)
     except Stopped:
         run.close(stopped_message(config, run, training))
         raise
@@ -138,11 +141,15 @@ def stopped_message(config: Config, run: Run, training: Training | None) -> str:
 
 
 def validate(training: Training, run: Run, boxes: BoxSet, proposals: Sequence[Proposals]) -> dict[str, float]:
-    """Evaluate on the validation images, log images and weights, and save the model. Return the metrics."""
-    with run.interruptible():
-        scored = training.score(boxes, proposals)
+    """Evaluate on the validation images, log images and weights, and save the model. Return the metrics.
+
+    The processes divide the images; the main process does the rest.
+    """
+    scored = training.score_in_processes(run, boxes, proposals)
     training.last_map = scored.precision.map_50
     metrics = {"map_50": scored.precision.map_50, "map_50_95": scored.precision.map_50_95}
+    if not run.world.is_main:
+        return metrics
     by_class = {f"ap_50_{name}": value for name, value in scored.precision.by_class.items()}
     run.log(training.updates, {f"val/{name}": value for name, value in (metrics | by_class).items()})
     run.image("validation", training.updates, sheet(boxes, scored.found, confidence=SHOWN_CONFIDENCE))
@@ -174,11 +181,16 @@ def last_stage(config: Config, run: Run, training: Training, data: Data, proposa
 
 
 def finish(config: Config, run: Run, training: Training, data: Data, validation: Sequence[Proposals]) -> str:
-    """Evaluate on the test set, write model.safetensors and result.json. Return the closing message."""
+    """Evaluate on the test set, write model.safetensors and result.json. Return the closing message.
+
+    The processes divide the images; the main process does the rest.
+    """
     scores = validate(training, run, data.validation, validation)
     results = {f"validation_{name}": value for name, value in scores.items()}
     if config.test:
         results |= test(config, run, training, data.test)
+    if not run.world.is_main:
+        return ""
     run.log_results(training.updates, config, results)
     training.detector.metadata = replace(training.metadata, figures=results)
     training.detector.metadata.save(run.path(MODEL_FILE), training.detector.state_dict())
@@ -199,8 +211,8 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
 
 def test(config: Config, run: Run, training: Training, boxes: BoxSet) -> dict[str, float]:
     """Evaluate on the test set and log images of its best and worst results. Return the metrics."""
-    proposals = find(config, run, boxes, "test images", World())
-    scored = training.score(boxes, proposals)
+    proposals = find(config, run, boxes, "test images", training.evaluating)
+    scored = training.score_in_processes(run, boxes, proposals)
     order = worst_first(boxes, scored.found, SHOWN_CONFIDENCE)
     for tag, indices in (("test_worst", order[:4]), ("test_best", order[::-1][:4])):
         found = [scored.found[index] for index in indices]
@@ -251,6 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, pretrained = resolve_backbone(config)
     world = World.from_env(config.device)
     check_divisible(config, world, "images_per_update")
+    check_sync_batch_norm(config, world)
     data = Data.load(config)
     metadata = make_metadata(config, data.train, pretrained)
     with on_meta_device():  # invalid networks are refused before the run folder is created

@@ -34,6 +34,7 @@ import torch
 
 from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.compute import Compute
+from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.normalization import decide_normalization, format_normalization
@@ -76,7 +77,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
-    return finish(training, run) if world.is_main else ""
+    with run.interruptible(on=world.size == 1):  # several processes stop together, during an evaluation
+        return finish(training, run)
 
 
 def load_weights(config: Config, network: Segmenter) -> list[str]:
@@ -109,11 +111,15 @@ def _mismatch_message(config: Config, report: LoadReport, loaded: int, total: in
 
 
 def validate(training: Training, run: Run) -> None:
-    """Evaluate the validation images, record the result, log overlays, save the model."""
+    """Evaluate the validation images, record the result, log overlays, save the model.
+
+    The processes divide the images; the main process does the rest.
+    """
     classes = training.metadata.classes
     indices = overlay_indices(training.data.validation)
-    with run.interruptible():
-        scores = training.score(training.data.validation, prediction_indices=indices)
+    scores = training.score_in_processes(run, training.data.validation, indices)
+    if not run.world.is_main:
+        return
     scalars = {f"val/{name}": value for name, value in scores.metrics().items()}
     scalars |= {f"val_iou/{name}": value for name, value in scores.iou_by_class(classes).items()}
     run.log(training.updates, {**scalars, "speed/hours": training.stopwatch()})
@@ -129,27 +135,32 @@ def validate(training: Training, run: Run) -> None:
 def finish(training: Training, run: Run) -> str:
     """Load the selected weights, evaluate the test set once, write model.safetensors and result.json.
 
+    The processes divide the images of the evaluations; the main process writes.
+
     Returns:
         The closing message.
     """
     config, classes = training.config, training.metadata.classes
     training.load_best_weights()
-    validation = training.score(training.data.validation)
+    validation = training.score_in_processes(run, training.data.validation)
+    result_path = run.path("result.json")
+    has_result = run.world.broadcast_value(result_path.exists())
+    test = scores = None
+    if config.test and not has_result:  # a finished run that is resumed does not evaluate the test set again
+        test = load_split(config, "test", classes)
+        scores = training.score_in_processes(run, test, overlay_indices(test))
+    if not run.world.is_main:
+        return ""
     metrics = {f"validation_{name}": value for name, value in validation.metrics().items()}
     iou_by_class = {"validation": validation.iou_by_class(classes)}
-    result_path = run.path("result.json")
-    if config.test and result_path.exists():
-        # A finished run that is resumed does not evaluate the test set again.
+    if config.test and has_result:
         result = read_result(result_path, mappings=["iou_by_class"])
         metrics, iou_by_class = result["figures"], result["iou_by_class"]
-    elif config.test:
-        test = load_split(config, "test", classes)
-        indices = overlay_indices(test)
-        scores = training.score(test, prediction_indices=indices)
+    elif test is not None and scores is not None:
         metrics |= {f"test_{name}": value for name, value in scores.metrics().items()}
         iou_by_class["test"] = scores.iou_by_class(classes)
         log_classes(scores, classes, run, training.updates)
-        log_overlays(test, scores, indices, run, training.updates, "test_overlays")
+        log_overlays(test, scores, overlay_indices(test), run, training.updates, "test_overlays")
     run.log_results(training.updates, config, metrics)
     metadata = dataclasses.replace(training.metadata, figures=metrics)
     metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
@@ -182,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
+    check_sync_batch_norm(config, world)
     config.augment()  # an invalid --crop-size is rejected before the data are read
     images = Data.load(config)
     config = decide_normalization(config, images.train.shape[0])

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from zerokara.core.choices import Background, Switch
 from zerokara.core.config import NamesOrPath, Range, UserError, is_import_path
 from zerokara.core.run_config import configure
-from zerokara.core.run_options import RunOptions
+from zerokara.core.run_options import BatchNormOptions
 from zerokara.generative.gan import names
 
 KIND = "dcgan"  # kind of the runs of generative/dcgan.py
@@ -35,7 +35,7 @@ Width = Annotated[float, Range(0.05, 16)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunOptions):
+class Config(BatchNormOptions):
     """Configuration of a generator and a discriminator that are trained together."""
 
     # Names of older releases, accepted on the command line and in saved configs.

@@ -17,6 +17,7 @@ from zerokara.core import checkpoint, optim, schedules
 from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, flag
+from zerokara.core.data_parallel import DataParallel, synchronize_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.divergence import has_finite_weights, pop_means
 from zerokara.core.eager_optim import Adam
@@ -60,9 +61,13 @@ class Learner:
         self.config, self.compute, self.world, self.shape = config, compute, world, shape
         self.classes = classes if config.conditional else 0
         torch.manual_seed(config.seed)
-        self.generator = compute.module(make_generator(config, shape, self.classes))
-        self.discriminator = compute.module(make_discriminator(config, shape, self.classes))
-        check_penalties(config, self.discriminator)
+        generator = make_generator(config, shape, self.classes)
+        discriminator = make_discriminator(config, shape, self.classes)
+        check_penalties(config, discriminator)
+        if config.sync_batch_norm:
+            generator = synchronize_batch_norm(generator, world)
+            discriminator = synchronize_batch_norm(discriminator, world)
+        self.generator, self.discriminator = compute.module(generator), compute.module(discriminator)
         if config.label_smoothing and config.loss != "bce":
             raise UserError(
                 f"--label-smoothing changes the target of --loss bce, and --loss {config.loss} has no such target: "
@@ -83,6 +88,10 @@ class Learner:
         self.random = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
         self.compiled_discriminator_forward = compute.function(discriminator_forward)
         self.compiled_generator_forward = compute.function(generator_forward)
+        # Their gradients are averaged over the processes.
+        compression = config.gradient_compression
+        self.parallel_generator = DataParallel(world, self.generator, compression, config.updates)
+        self.parallel_discriminator = DataParallel(world, self.discriminator, compression, config.updates)
         self.updates = 0
         # Standard deviation of the instance noise: a tensor, so that a change does not cause recompilation.
         self._noise = torch.zeros((), device=compute.torch_device)
@@ -138,8 +147,7 @@ class Learner:
         self.updates += 1
 
     def _step(self, module: nn.Module, optimizer: torch.optim.Optimizer, index: int) -> None:
-        """Average gradients over processes, measure their norm every few updates, and do the optimizer's step."""
-        self.world.mean_gradients(module.parameters())
+        """Measure the norm of the gradients every few updates, and do the optimizer's step."""
         if self.updates % NORM_EVERY_UPDATES == 0:
             gradients = [p.grad for p in module.parameters() if p.grad is not None]
             self._norms[index] += nn.utils.get_total_norm(gradients)
@@ -170,9 +178,11 @@ class Learner:
         return copy.module
 
     def read_metrics(self) -> dict[str, Tensor]:
-        """Return the means of the metrics since the last call, as tensors on the device."""
+        """Return the means of the metrics since the last call over updates and processes, as tensors on the device."""
+        sums = self.world.mean(self._sums)
+        self._sums.zero_()
         return {
-            **pop_means(self._sums, [f"train/{name}" for name in SUMS]),
+            **pop_means(sums, [f"train/{name}" for name in SUMS]),
             **pop_means(self._norms, ("train/g_grad_norm", "train/d_grad_norm")),
         }
 
@@ -183,7 +193,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a checkpoint needs, as tensors and plain values."""
-        return {
+        state = {
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -194,6 +204,10 @@ class Learner:
             "norms": self._norms,
             "updates": self.updates,
         }
+        for name, parallel in self._parallel().items():
+            if communication := parallel.state_dict():
+                state[name] = communication
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
@@ -207,6 +221,12 @@ class Learner:
         self._sums.copy_(state["sums"])
         self._norms.copy_(state["norms"])
         self.updates = state["updates"]
+        for name, parallel in self._parallel().items():
+            parallel.load_state_dict(state.get(name, {}))
+
+    def _parallel(self) -> dict[str, DataParallel]:
+        """Return the passes of both networks by their names in checkpoints."""
+        return {"parallel_generator": self.parallel_generator, "parallel_discriminator": self.parallel_discriminator}
 
 
 def make_generator(config: Config, shape: tuple[int, int, int], classes: int) -> LatentGenerator:

@@ -194,7 +194,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "track",
     ),
     "run": ("preset", "name", "seed", "resume", "rollback"),
-    "hardware": ("device", "precision", "compile", "threads"),
+    "hardware": ("device", "precision", "compile", "threads", "gradient_compression", "sync_batch_norm"),
 }
 
 PRESET_SUMMARIES: Mapping[str, str] = {

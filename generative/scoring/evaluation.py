@@ -28,7 +28,8 @@ def evaluate(session: Session, evaluator: Evaluator) -> None:
     """Evaluate the generator, save its weights, log images and curves, and warn of mode collapse.
 
     If it is the best generator so far, a checkpoint of the whole run is saved, too. A signal interrupts the computation
-    of the metrics; the evaluation is then repeated after resuming.
+    of the metrics; the evaluation is then repeated after resuming. The processes divide the images; the main process
+    does the rest.
 
     Raises:
         UserError: the weights contain NaN or Inf.
@@ -37,12 +38,15 @@ def evaluate(session: Session, evaluator: Evaluator) -> None:
     run, update, name = session.run, session.update, evaluator.extractor.name
     session.evaluation_pending = True
     try:
-        with run.interruptible():
+        with run.interruptible(on=session.world.size == 1):  # several processes stop together
             sampler = session.sampler()
-            session.scores = scores = evaluator.scores(sampler, session.config.eval_images)
+            scores = evaluator.scores(sampler, session.config.eval_images)
     except Stopped:
         return
     session.evaluation_pending = False
+    if not session.world.is_main:
+        return
+    session.scores = scores
     run.log(update, {f"eval/{key}": value for key, value in scores.items()})
     run.log(update, {"speed/hours": session.clock()})
     run.flush()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
+from torch import Tensor
 
+from zerokara.core.run import Run
+from zerokara.core.sharding import evaluate_shards
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import draw_latents
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.distances import spread
-from zerokara.generative.scoring.feature_extractor import FeatureExtractor, label_accuracy
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor, FeatureSet, label_accuracy
 
 FEW_HELD_OUT = 2_000  # below this number of images the Fréchet distance is biased far upward
 EVAL_SEED = 20_160_107  # of the latent vectors of all evaluations, so that two scores differ by the weights alone
+SPREAD_IMAGES = 500  # the first images, of which the spread is computed
 
 
 class Evaluator:
@@ -27,20 +30,29 @@ class Evaluator:
         floor: metrics of training images in place of generated ones, the best that a generator can expect.
     """
 
-    def __init__(self, config: Config, data: Data, extra: Mapping[str, Any]) -> None:
-        """Extract the features of the held-out images.
+    def __init__(self, config: Config, data: Data, run: Run) -> None:
+        """Extract the features of the held-out images; the processes of the run divide them.
 
         Args:
-            extra: `extra` of the run's config.json, which records the origin of the pretrained backbone.
+            config: config of the run.
+            data: held-out and training images.
+            run: its `extra` records the origin of the pretrained backbone.
         """
-        self.extractor = FeatureExtractor.choose(config, data.train.shape, extra)
+        self._run = run
+        self.extractor = FeatureExtractor.choose(config, data.train.shape, run.extra)
         images = data.held_out.images[: config.eval_images]
-        self.real = self.extractor.extract(images)
-        self.real_spread = spread(images[:500])
+        self.real = self._extract(images)
+        self.real_spread = spread(images[:SPREAD_IMAGES])
         # A random subset of the training images, since a data set may be sorted by class.
         order_N = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(EVAL_SEED))
         training_images = data.train.images[order_N[: config.eval_images]]
-        self.floor = self.extractor.compare(self.real, self.extractor.extract(training_images))
+        self.floor = self.extractor.compare(self.real, self._extract(training_images))
+
+    def _extract(self, images_NCHW: Tensor) -> FeatureSet:
+        run = self._run
+        return FeatureSet.concatenate(
+            evaluate_shards(run.world, run, len(images_NCHW), lambda shard: self.extractor.extract(images_NCHW[shard]))
+        )
 
     def protocol(self) -> Iterator[str]:
         """Describe how the metrics are computed, in lines of text."""
@@ -56,14 +68,29 @@ class Evaluator:
             )
 
     def scores(self, sampler: Sampler, number: int) -> dict[str, float]:
-        """Compute all metrics of `number` generated images, always of the same latent vectors."""
+        """Compute all metrics of `number` generated images, always of the same latent vectors.
+
+        The processes of the run divide the images, and the main process compares their features with those of real
+        images. In other processes the result is empty.
+
+        Raises:
+            Stopped: a signal interrupted the evaluation in one of the processes.
+        """
         random = torch.Generator().manual_seed(EVAL_SEED)
         z_NZ = draw_latents(sampler.config, (number, sampler.config.latent_dim), random, torch.device("cpu"))
         label_N = sampler.labels(number)
-        images = sampler.generate(z_NZ, label_N)
-        generated = self.extractor.extract(images)
+
+        def generate(shard: slice) -> tuple[FeatureSet, Tensor]:
+            images_nCHW = sampler.generate(z_NZ[shard], None if label_N is None else label_N[shard])
+            return self.extractor.extract(images_nCHW), images_nCHW[: max(0, SPREAD_IMAGES - shard.start)]
+
+        parts = evaluate_shards(self._run.world, self._run, number, generate)
+        if not self._run.world.is_main:
+            return {}
+        generated = FeatureSet.concatenate([features for features, _ in parts])
+        images = torch.cat([images_nCHW for _, images_nCHW in parts])
         scores = self.extractor.compare(self.real, generated)
-        scores["spread"] = spread(images[:500]) / max(self.real_spread, 1e-9)
+        scores["spread"] = spread(images) / max(self.real_spread, 1e-9)
         metadata = self.extractor.metadata
         if label_N is not None and metadata is not None and metadata.classes == sampler.class_names:
             scores["accuracy"] = label_accuracy(generated, label_N)

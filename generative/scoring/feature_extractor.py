@@ -10,7 +10,7 @@ Shapes: N images, C channels, H, W pixels, F features, K classes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -41,6 +41,14 @@ class FeatureSet:
 
     features_NF: Tensor
     probability_NK: Tensor | None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[FeatureSet]) -> FeatureSet:
+        """Return the features of the images of all parts, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        probabilities = [part.probability_NK for part in parts if part.probability_NK is not None]
+        return cls(torch.cat([part.features_NF for part in parts]), torch.cat(probabilities) if probabilities else None)
 
 
 class FeatureExtractor:

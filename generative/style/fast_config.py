@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.config import Range
 from zerokara.core.run_config import configure
-from zerokara.core.run_options import RunOptions
+from zerokara.core.run_options import DataParallelOptions
 from zerokara.generative.style import names
 from zerokara.generative.style.config import BackboneOptions
 
@@ -24,7 +24,7 @@ Count = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BackboneOptions, RunOptions):
+class Config(BackboneOptions, DataParallelOptions):
     """Configuration of the training of a style network."""
 
     # Names of older releases, accepted on the command line and in saved configs.

@@ -176,7 +176,7 @@ GROUPS_FAST: Mapping[str, tuple[str, ...]] = {
     "optimization": ("updates", "batch_size", "learning_rate", "schedule"),
     "logging": ("log_every_updates", "image_every_updates", "checkpoint_every_updates", "quiet", "track"),
     "run": ("preset", "name", "seed", "resume"),
-    "hardware": _HARDWARE,
+    "hardware": (*_HARDWARE, "gradient_compression"),
 }
 
 PRESET_SUMMARIES_TRANSFER: Mapping[str, str] = {

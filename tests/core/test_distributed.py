@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 
 from tests.programs import start_processes
 from zerokara.core.config import EXIT_STOPPED, UserError
-from zerokara.core.distributed import World, collective_timeout
+from zerokara.core.distributed import StopVotes, World, collective_timeout
 from zerokara.core.programs import restarted_since
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,10 @@ assert world.mean(value).tolist() == [1.5, 15.0]
 assert value.tolist() == [1.0 + rank, 10.0 * (rank + 1)]  # unchanged
 assert world.any(rank == 1) is True
 assert world.any(False) is False
+assert world.max([rank, 5 - rank]) == [1.0, 5.0]
+assert [world.shard(number) for number in (0, 1, 7)] == [
+    [slice(0, 0), slice(0, 0), slice(0, 3)], [slice(0, 0), slice(0, 1), slice(3, 7)]
+][rank]
 assert world.gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
 
 from dataclasses import dataclass
@@ -138,11 +143,38 @@ def test_single_process_needs_no_communication(monkeypatch: pytest.MonkeyPatch) 
     assert value.item() == 2.0
     assert [world.any(True), world.any(False)] == [True, False]
     assert world.gather("x") == ["x"]
+    assert world.max([2.0, 3.0]) == [2.0, 3.0]
+    assert world.shard(7) == slice(0, 7)
     with pytest.raises(UserError, match="alone"), world.raising_together():
         raise UserError("alone")
     world.barrier()
     world.close()
     assert not torch.distributed.is_initialized()
+
+
+def test_votes_come_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, votes_at = 0.0, []
+    monkeypatch.setattr("time.perf_counter", lambda: clock)
+
+    class Two(World):
+        def max(self, values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
+            votes_at.append(round(10 * clock))
+            return list(values)
+
+    votes = StopVotes(Two(0, 2))
+    for call in range(1, 26):
+        clock = call / 10
+        assert votes(False) is False
+    assert votes_at == [1, 11, 21]
+    assert votes(True) is False
+    assert votes(False, now=True) is False
+    assert votes(True, now=True) is True
+    assert len(votes_at) == 5
+
+
+def test_a_single_process_stops_at_once() -> None:
+    votes = StopVotes(World())
+    assert [votes(flag) for flag in (False, True, False, True)] == [False, True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ The loop over epochs is tested in tests/vision/training/test_epochs.py.
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tests.programs import metrics
 from zerokara.core import checkpoint
+from zerokara.core.choices import GradientCompression
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
@@ -30,6 +31,7 @@ from zerokara.core.training_loop import TrainingState, run_updates
 class Config:
     name: str = "n"
     seed: int = 1
+    gradient_compression: GradientCompression = "none"
     log_every_updates: int = 2
     checkpoint_every_updates: int = 4
 
@@ -186,12 +188,15 @@ def test_divergence_is_noticed_before_validation_and_checkpoint() -> None:
     assert (validated, saved_updates()) == ([3], 4)
 
 
-def test_only_the_main_process_validates_and_a_vote_of_another_process_stops_all() -> None:
+def test_all_processes_validate_and_a_vote_of_another_process_stops_all() -> None:
     class Second(World):
         """Process 1 of two. The other process votes to stop after five updates of this one."""
 
         def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
-            return flag or training.updates == 5
+            return flag
+
+        def max(self, values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
+            return [max(values[0], training.updates >= 5), values[1]]
 
         def broadcast_value(self, value: Any) -> Any:
             return value
@@ -199,13 +204,18 @@ def test_only_the_main_process_validates_and_a_vote_of_another_process_stops_all
         def gather(self, value: Any) -> list[Any]:
             return [value] * 2
 
+        def mean(self, tensor: Tensor) -> Tensor:
+            return tensor.clone()
+
     world = Second(rank=1, size=2)
     training = Counting(world)
     Path("runs/n").mkdir(parents=True)
+    validated: list[int] = []
     with open_run(world=world) as run:
-        assert run_updates(training, run, training.update, lambda: pytest.fail("only the main process validates"))
+        assert run_updates(training, run, training.update, lambda: validated.append(training.updates))
     state: dict[str, Tensor | int] = checkpoint.load(Path("runs/n/checkpoint-1.pt"), "numbers")
-    assert training.updates == state["updates"] == 5
+    assert training.updates == state["updates"] == 6, "there is a vote at every save"
+    assert validated == [3, 6]
 
 
 @pytest.mark.parametrize("updates", [0, 7])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.recorded import copy_of
+from tests.recorded import copy_of, record_averages
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.generative import dcgan
@@ -155,7 +155,7 @@ class GanRecording:
         patch.setattr(dcgan, "choose_compute", lambda *_: Compute(device="cpu", threads=1))
         patch.setattr(evaluation, "draw_curves", lambda _path: None)
         patch.setattr(Learner, "__init__", self._init(Learner.__init__))
-        patch.setattr(World, "mean_gradients", lambda _, parameters: self._mean_gradients(parameters))
+        record_averages(patch, self._record_averages)
         patch.setattr(Tensor, "backward", self._backward(Tensor.backward))
         patch.setattr(Generator, "forward", self._generator_forward(Generator.forward))
         patch.setattr(Discriminator, "forward", self._discriminator_forward(Discriminator.forward))
@@ -193,8 +193,8 @@ class GanRecording:
 
         return before_step
 
-    def _mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._averaged = {id(parameter) for parameter in parameters}
+    def _record_averages(self, parameters: set[int]) -> None:
+        self._averaged = parameters
 
     def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
         def backward(loss: Tensor) -> None:

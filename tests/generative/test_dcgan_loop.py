@@ -50,7 +50,7 @@ class Recorded:
         self.printed: list[str] = []
         self.stop_at = -1
         self.patch = patch
-        patch.setattr(dcgan, "Evaluator", lambda config, data, extra: (config, data, extra))
+        patch.setattr(dcgan, "Evaluator", lambda config, data, run: (config, data, run))
         patch.setattr(dcgan, "print_protocol", lambda session, evaluator: self.note("protocol", session))
         patch.setattr(dcgan, "evaluate", lambda session, evaluator: self.note("evaluate", session))
         patch.setattr(dcgan, "closing_message", lambda session, evaluator: f"at {session.update}")
@@ -129,9 +129,10 @@ def test_a_signal_ends_the_run_and_saves_it(recorded: Recorded) -> None:
     assert len(recorded.batches) == 12
 
 
-def test_other_processes_neither_evaluate_nor_write(recorded: Recorded) -> None:
+def test_other_processes_evaluate_their_shard_and_write_nothing(recorded: Recorded) -> None:
     assert recorded.train(world=World(rank=1, size=1)) == ""
-    for name in ("evaluate", "save_video_frame", "finish"):
+    assert recorded.at("evaluate") == [5, 10, 12]
+    for name in ("save_video_frame", "finish"):
         assert recorded.at(name) == []
     assert recorded.at("start_interval") == [0, 3, 5, 6, 9, 10, 12, 12]
     assert recorded.at("save") == [0, 5, 6, 10, 12], "all processes save after an evaluation"

@@ -6,7 +6,7 @@ network which image it is, also after a flip, a shift or another geometric augme
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.recorded import copy_of
+from tests.recorded import copy_of, record_averages
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 
@@ -139,7 +139,7 @@ class Recording:
             patch.setattr(program, name, self._in_phase(name, getattr(program, name)))
         patch.setattr(program.Training, "__init__", self._init(program.Training.__init__))
         patch.setattr(network, "forward", self._forward(network.forward))
-        patch.setattr(World, "mean_gradients", lambda _, parameters: self._mean_gradients(parameters))
+        record_averages(patch, self._record_averages)
         patch.setattr(Tensor, "backward", self._backward(Tensor.backward))
         patch.setattr(F, "cross_entropy", self._cross_entropy(F.cross_entropy))
 
@@ -188,8 +188,8 @@ class Recording:
         self._current.rates = [float(group["lr"]) for group in groups]
         self._current.gradients = [p.grad.clone() for group in groups for p in group["params"] if p.grad is not None]
 
-    def _mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._averaged = {id(parameter) for parameter in parameters}
+    def _record_averages(self, parameters: set[int]) -> None:
+        self._averaged = parameters
 
     def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
         def backward(loss: Tensor) -> None:

@@ -11,12 +11,13 @@ from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.programs import metrics
+from tests.programs import metrics, run_processes
 from tests.tensorboard_pages import hparams_metrics
 from zerokara.core import data
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
+from zerokara.core.run import Run
 from zerokara.vision import binary
 from zerokara.vision.binarization.config import PRESETS, Config
 from zerokara.vision.binarization.network import (
@@ -195,13 +196,13 @@ def test_the_test_set_is_read_once_and_only_with_test(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(data, "load", recording_load)
     scored: list[int] = []
-    score = Training.score
+    score = Training.score_in_processes
 
-    def recording_score(self: Training, images: data.ImageSet) -> Scores:
+    def recording_score(self: Training, run: Run, images: data.ImageSet) -> Scores:
         scored.append(len(images))
-        return score(self, images)
+        return score(self, run, images)
 
-    monkeypatch.setattr(Training, "score", recording_score)
+    monkeypatch.setattr(Training, "score_in_processes", recording_score)
     binary.main([*SHORT, "--no-test", "--name", "chosen"])
     assert splits == ["train"]
     binary.main([*SHORT, "--name", "tested"])
@@ -257,3 +258,17 @@ def test_a_loss_of_ones_own_gives_the_numbers_of_the_same_built_in_one(
     own, built_in = ([line.get("val/loss") for line in metrics(Path("runs") / n)] for n in ("own", "built-in"))
     assert own == built_in
     assert json.loads(Path("runs/own/config.json").read_text())["config"]["loss"] == "my_loss.py:CrossEntropy"
+
+
+def test_two_processes_train_and_evaluate_together(tmp_path: Path) -> None:
+    program = """
+from zerokara.core.config import run_main
+from zerokara.core.data import glyphs
+from zerokara.vision import binary
+glyphs.NUMBER = {"train": 300, "test": 60}
+run_main(binary.main)
+"""
+    run_processes(tmp_path, 2, "-c", program, *SHORT, "--threads", "1", "--name", "two")
+    result = json.loads((tmp_path / "runs" / "two" / "result.json").read_text())
+    assert 0 <= result["figures"]["test_error"] <= 1
+    assert BinaryMetadata.load(tmp_path / "runs" / "two" / "packed.safetensors")[1].figures == result["figures"]

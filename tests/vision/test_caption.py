@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.programs import metrics, start, wait_until
+from tests.programs import metrics, run_processes, start, wait_until
 from tests.tensorboard_pages import hparams_metrics
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
@@ -178,3 +178,11 @@ def test_wrong_options_of_caption_predict_are_rejected() -> None:
     Path("runs/run").mkdir(parents=True)
     with pytest.raises(UserError, match=re.escape("has no model.safetensors")):
         caption_predict.main(["runs/run", "a.png"])
+
+
+def test_two_processes_train_and_evaluate_together(tmp_path: Path) -> None:
+    run_processes(tmp_path, 2, "-c", START, *TINY, "--epochs", "2", "--name", "run")
+    result = json.loads(Path("runs/run/result.json").read_text())
+    assert len(result["said"]) == len(result["test"]) == 8
+    assert [line["step"] for line in metrics(Path("runs/run")) if "val/loss" in line] == [5, 10]
+    assert Path("runs/run/captions.html").exists()

@@ -12,15 +12,17 @@ from tests.programs import metrics, run_processes
 from tests.vision import drawn_boxes
 from zerokara.core import checkpoint
 
-# The program with few digits; the first process gets a signal after an update.
+# The program with few digits; the first process gets a signal after an update, and all vote after each.
 PROGRAM = """
-import os, signal, sys
+import functools, os, signal, sys
+from zerokara.core import training_loop
 from zerokara.core.config import run_main
 from zerokara.core.data import glyphs
 from zerokara.vision import classify, detect
 from zerokara.vision.classification import learner as classification
 from zerokara.vision.detection import learner as detection
 glyphs.NUMBER = {"train": 400, "test": 60}
+training_loop.StopVotes = functools.partial(training_loop.StopVotes, seconds=0)
 kind, stop_at = sys.argv.pop(), int(sys.argv.pop())
 Training = {"classify": classification, "detect": detection}[kind].Training
 update = Training.update
@@ -111,3 +113,5 @@ def test_a_detector_with_another_number_of_processes(tmp_path: Path, before: int
         assert not torch.equal(state["light_generator"], saved[0]["light_generator"]), "augmentation"
         for name, weight in saved[0]["detector"].items():
             assert name.endswith(STATISTICS) or torch.equal(weight, state["detector"][name]), name
+    train(tmp_path, after, "--name", "run", "--resume", kind="detect")
+    assert (run / "result.json").exists()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import Process, metrics, num_updates, signal_at, start, unstarted_run
+from tests.programs import Process, metrics, num_updates, run_processes, signal_at, start, unstarted_run
 from tests.tensorboard_pages import hparams_metrics
 from tests.vision.shapes import CLASSES, SIZE, write_shapes
 from zerokara.core import checkpoint
@@ -383,3 +383,14 @@ def test_overlays_do_not_replace_images(
         *("a-2.png", "a-2-mask.png", "a-mask-2.png", "a-mask-2-mask.png"),
     }
     assert f"{Path('photos/a.png')}: written as a-2.png" in capsys.readouterr().err
+
+
+def test_two_processes_train_and_evaluate_together(tmp_path: Path) -> None:
+    """The metrics of torchmetrics wait for all processes, unless they are told not to."""
+    write_shapes(tmp_path)
+    run_processes(tmp_path, 2, "-c", PROGRAM, *TINY, "--epochs", "3", "--name", "run")
+    result = json.loads((tmp_path / "runs" / "run" / "result.json").read_text())
+    lines = [line for line in metrics(tmp_path / "runs" / "run") if "val/mean_iou" in line]
+    assert [line["step"] for line in lines] == [12]
+    assert 0 < result["figures"]["test_mean_iou"] <= 1
+    assert "test" in result["iou_by_class"]

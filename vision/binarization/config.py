@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.config import NamesOrPath, Range
 from zerokara.core.run_config import configure
-from zerokara.core.run_options import RunOptions
+from zerokara.core.run_options import BatchNormOptions
 from zerokara.vision.binarization import names
 from zerokara.vision.classification import config as classify_config
 
@@ -20,7 +20,7 @@ Count = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunOptions):
+class Config(BatchNormOptions):
     """Config of a run that trains a binary network."""
 
     RENAMED: ClassVar = names.RENAMED

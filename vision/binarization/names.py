@@ -112,7 +112,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "augmentation": ("rotation_degrees", "shift", "scale", "shear_degrees", "crop_pixels", "flip"),
     "evaluation": ("test", "eval_batch_size"),
     "run": ("preset", "name", "seed", "resume", "quiet", "track", "log_every_updates", "checkpoint_every_updates"),
-    "hardware": ("device", "precision", "threads"),
+    "hardware": ("device", "precision", "threads", "gradient_compression", "sync_batch_norm"),
 }
 
 PRESET_SUMMARIES: Mapping[str, str] = {

@@ -19,6 +19,8 @@ from zerokara.core.data.captions import CaptionSet
 from zerokara.core.distributed import World
 from zerokara.core.eager_optim import AdamW
 from zerokara.core.programs import command
+from zerokara.core.run import Run
+from zerokara.core.sharding import evaluate_shards
 from zerokara.vision.captioning.config import Config
 from zerokara.vision.captioning.inputs import BackboneSource, Data
 from zerokara.vision.captioning.network import (
@@ -59,6 +61,10 @@ class EncodedCaptions:
         within_P = torch.arange(len(image_P)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         tokens_PT = self.tokens_PT[self.first_N[index_B][image_P] + within_P]
         return tokens_PT[:, : int((tokens_PT != PAD).sum(1).max())], image_P
+
+    def num_tokens(self, index_B: Tensor) -> int:
+        """Return the number of tokens that the captions of these images have, as targets."""
+        return int((self.batch(index_B)[0][:, 1:] != PAD).sum())
 
 
 class Training(EpochTraining[Captioner]):
@@ -119,14 +125,19 @@ class Training(EpochTraining[Captioner]):
         self.network.train()
         if not self.config.trains_backbone:
             self.network.backbone.eval()  # the BatchNorm statistics of a frozen backbone must not change either
-        loss = self.loss(self.batch_features(index_b), self.captions, index_b)
+        loss = self.parallel.forward(self._forward, index_b)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # The mean over the tokens of this process, weighted: its mean over the processes is that over all tokens.
+        loss = loss * (self.captions.num_tokens(index_b) * self.world.size / self.captions.num_tokens(index_B))
+        self.parallel.backward(loss)
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        self.world.mean_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
         self.optimizer.step()
         self.end_update(loss, norm)
+
+    def _forward(self, index_b: Tensor) -> Tensor:
+        """Compute the mean loss (scalar) over the tokens of all captions of training images."""
+        return self.loss(self.batch_features(index_b), self.captions, index_b)
 
     def batch_features(self, index_b: Tensor) -> Tensor:
         """Return the features (b, F) of training images. Images are augmented if the backbone is trained."""
@@ -144,21 +155,51 @@ class Training(EpochTraining[Captioner]):
         tokens_PT, image_P = (x.to(features_bF.device) for x in captions.batch(index_b))
         return caption_loss(self.network(features_bF[image_P], tokens_PT[:, :-1]), tokens_PT[:, 1:])
 
-    @torch.no_grad()
-    def validation_loss(self, features_NF: Tensor, captions: EncodedCaptions) -> float:
-        """Compute the mean loss over the tokens of all captions, in evaluation mode."""
-        self.network.eval()
-        total = num_tokens = 0.0
-        for index_b in torch.arange(len(features_NF)).split(LOSS_BATCH):
-            number = float((captions.batch(index_b)[0][:, 1:] != PAD).sum())
-            total += float(self.loss(features_NF[index_b.to(features_NF.device)], captions, index_b)) * number
-            num_tokens += number
-        return total / num_tokens
+    def generate_in_processes(self, run: Run, images: CaptionSet) -> tuple[list[str], Tensor]:
+        """Generate the best caption of each image by the main process's network, each process those of its shard.
 
-    def generate(self, images: CaptionSet) -> tuple[list[str], Tensor]:
-        """Generate the best caption of each image. Return the captions and the features (N, F)."""
-        features_NF = extract_features(self.network, self.compute, images.images)
-        return generate_captions(self.network, features_NF), features_NF
+        Returns:
+            The captions, and the features (N, F) on the CPU.
+
+        Raises:
+            Stopped: a signal interrupted the evaluation in one of the processes.
+        """
+
+        def generate(shard: slice) -> tuple[list[str], Tensor]:
+            features_nF = extract_features(self.network, self.compute, images.images[shard])
+            return generate_captions(self.network, features_nF), self.compute.to_host(features_nF)
+
+        self.world.broadcast(self.network)
+        parts = evaluate_shards(self.world, run, len(images), generate)
+        return [caption for captions, _ in parts for caption in captions], torch.cat(
+            [features for _, features in parts]
+        )
+
+    def features_in_processes(self, run: Run, images_NCHW: Tensor) -> Tensor:
+        """Extract the features (N, F) of images, each process those of its shard. Returns them on the CPU."""
+
+        def extract(shard: slice) -> Tensor:
+            return self.compute.to_host(extract_features(self.network, self.compute, images_NCHW[shard]))
+
+        return torch.cat(evaluate_shards(self.world, run, len(images_NCHW), extract))
+
+    def validation_loss(self, run: Run, features_NF: Tensor, images: CaptionSet) -> float:
+        """Compute the mean loss over the tokens of all captions of images, each process those of its shard."""
+
+        @torch.no_grad()
+        def evaluate(shard: slice) -> tuple[float, float]:
+            captions = EncodedCaptions(images.captions[shard], self.network.vocabulary, self.config.max_length)
+            features_nF = features_NF[shard].to(self.compute.torch_device)
+            self.network.eval()
+            total = num_tokens = 0.0
+            for index_b in torch.arange(len(features_nF)).split(LOSS_BATCH):
+                number = float(captions.num_tokens(index_b))
+                total += float(self.loss(features_nF[index_b.to(features_nF.device)], captions, index_b)) * number
+                num_tokens += number
+            return total, num_tokens
+
+        parts = evaluate_shards(self.world, run, len(images), evaluate)
+        return sum(total for total, _ in parts) / sum(number for _, number in parts)
 
 
 def make_metadata(config: Config, data: Data, source: BackboneSource) -> CaptionerMetadata:

@@ -162,7 +162,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "select",
     ),
     "run": ("preset", "name", "seed", "resume", "quiet", "track", "log_every_updates", "checkpoint_every_updates"),
-    "hardware": ("device", "precision", "threads"),
+    "hardware": ("device", "precision", "threads", "gradient_compression", "sync_batch_norm"),
 }
 
 PRESET_SUMMARIES: Mapping[str, str] = {

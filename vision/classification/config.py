@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from zerokara.core.choices import Background, Stem, Switch
 from zerokara.core.config import Range
 from zerokara.core.run_config import configure
-from zerokara.core.run_options import NormalizationOptions, RunOptions
+from zerokara.core.run_options import BatchNormOptions, NormalizationOptions
 from zerokara.vision.classification import names
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(NormalizationOptions, RunOptions):
+class Config(NormalizationOptions, BatchNormOptions):
     """Config of an image classification run."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {

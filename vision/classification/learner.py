@@ -23,6 +23,8 @@ from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.models.normalization import published_moments
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
+from zerokara.core.run import Run
+from zerokara.core.sharding import evaluate_shards
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.scoring import Scores, score
 from zerokara.vision.training.supervised import SupervisedTraining
@@ -105,7 +107,7 @@ class Training(SupervisedTraining[Classifier]):
     def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss and the accuracy (scalars) of training images."""
         x, target_bK = self.batch(index_b)
-        return self._loss(x, target_bK, self.labels[index_b])
+        return self.parallel.forward(self._loss, x, target_bK, self.labels[index_b])
 
     def batch(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
         """Return augmented and normalized training images (b, C, H, W) and their smoothed and mixed targets (b, K)."""
@@ -127,6 +129,19 @@ class Training(SupervisedTraining[Classifier]):
         """Evaluate `evaluation_network` on images, averaging probabilities over `views` views of each."""
         batch_size = self.config.eval_batch_size
         return score(self.evaluation_network, self.metadata, self.compute, images, views=views, batch_size=batch_size)
+
+    def score_in_processes(self, run: Run, images: ImageSet, *, views: int = 1) -> Scores:
+        """Evaluate the main process's `evaluation_network` like `score`, each process on its shard of the images.
+
+        Raises:
+            Stopped: a signal interrupted the evaluation in one of the processes.
+        """
+
+        def evaluate(shard: slice) -> Tensor:
+            return self.score(images.take(shard), views=views).probability_NK
+
+        self.world.broadcast(self.evaluation_network)
+        return Scores(torch.cat(evaluate_shards(self.world, run, len(images), evaluate)), images.labels)
 
 
 def make_metadata(config: Config, images: Data) -> ClassifierMetadata:

@@ -187,7 +187,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "evaluation": ("select", "patience_epochs", "test", "tta_views", "eval_batch_size"),
     "logging": ("log_every_updates", "checkpoint_every_updates", "quiet", "track"),
     "run": ("preset", "name", "seed", "resume"),
-    "hardware": ("device", "precision", "compile", "threads"),
+    "hardware": ("device", "precision", "compile", "threads", "gradient_compression", "sync_batch_norm"),
 }
 
 PRESET_SUMMARIES: Mapping[str, str] = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from zerokara.core.choices import Stem
 from zerokara.core.config import Range, UserError
 from zerokara.core.run_config import configure
-from zerokara.core.run_options import NormalizationOptions, RunOptions
+from zerokara.core.run_options import BatchNormOptions, NormalizationOptions
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.detection import names
 
@@ -34,7 +34,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(NormalizationOptions, RunOptions):
+class Config(NormalizationOptions, BatchNormOptions):
     """Settings of a detection run."""
 
     RENAMED: ClassVar[Mapping[str, str]] = names.RENAMED

@@ -26,6 +26,8 @@ from zerokara.core.models.normalization import published_moments
 from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
+from zerokara.core.run import Run
+from zerokara.core.sharding import evaluate_shards
 from zerokara.core.stopwatch import LogInterval
 from zerokara.core.training_loop import TrainingState
 from zerokara.vision.detection.batches import Batch, CropBatches, ImageBatches, all_candidates
@@ -136,6 +138,11 @@ class Training(TrainingState[Detector]):
         self.last_map: float | None = None  # of the last evaluation on validation images
 
     @property
+    def trained_network(self) -> nn.Module:
+        """The detector without R-CNN's SVMs."""
+        return self.detector.net
+
+    @property
     def total_updates(self) -> int:
         """Length of the run in updates."""
         return self.config.updates
@@ -165,22 +172,36 @@ class Training(TrainingState[Detector]):
 
     def update(self) -> None:
         """Take one gradient step."""
-        config = self.config
         self.set_learning_rates()
         batch = self.batches.sample(self.images, self.indices()[self.world.rank :: self.world.size])
         pixels = self.augment(batch.pixels, self.generator).clamp(0, 1)
         x_BCHW = self.compute.layout(self.metadata.normalize(pixels))
-        with self.compute.autocast():
-            logits, codes = self.detector.net(x_BCHW, batch.boxes, batch.image)
-        weight = config.box_loss if config.method == "fast-rcnn" else 0.0
-        total, box_loss = loss(logits, codes, batch.label, batch.codes, weight)
+        total, box_loss, logits = self.parallel.forward(self._forward, x_BCHW, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self.world.mean_gradients(self.detector.net.parameters())
-        norm = nn.utils.clip_grad_norm_(self.detector.net.parameters(), config.max_grad_norm)
+        share = self._share(len(batch.label))
+        self.parallel.backward(total * share)
+        norm = nn.utils.clip_grad_norm_(self.detector.net.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         accuracy = (logits.detach().argmax(1) == batch.label).float().mean()
-        self.end_update(total, box_loss, accuracy, norm)
+        self.end_update(total * share, box_loss * share, accuracy * share, norm)
+
+    def _forward(self, x_BCHW: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the loss and the smooth L1 loss in it (scalars), and the logits (R, K + 1)."""
+        with self.compute.autocast():
+            logits, codes = self.detector.net(x_BCHW, batch.boxes, batch.image)
+        weight = self.config.box_loss if self.config.method == "fast-rcnn" else 0.0
+        return (*loss(logits, codes, batch.label, batch.codes, weight), logits)
+
+    def _share(self, regions: int) -> Tensor | float:
+        """Return the regions of this process divided by their mean over the processes.
+
+        A mean over the regions of a process times this number has, as its mean over the processes, that over all
+        regions. An image with few proposals has fewer regions than others.
+        """
+        if self.world.size == 1:
+            return 1.0
+        number = torch.tensor(float(regions), device=self.compute.torch_device)
+        return number / self.world.mean(number)
 
     def example(self) -> Batch:
         """Sample a batch as for an update and leave the state of the generator unchanged."""
@@ -189,9 +210,26 @@ class Training(TrainingState[Detector]):
         self.region_generator.set_state(before)
         return batch
 
-    def score(self, boxes: BoxSet, proposals: Sequence[Proposals]) -> Scored:
-        """Evaluate the detector on images."""
-        found, seconds = detect_all(self.detector, boxes, proposals, self.compute)
+    @property
+    def evaluating(self) -> World:
+        """Processes that divide the images of an evaluation. Only the main process has R-CNN's SVMs, at its end."""
+        return self.world if self.config.method == "fast-rcnn" else World()
+
+    def score_in_processes(self, run: Run, boxes: BoxSet, proposals: Sequence[Proposals]) -> Scored:
+        """Evaluate the main process's detector, each process of `evaluating` on its shard of the images.
+
+        Raises:
+            Stopped: a signal interrupted the evaluation in one of the processes.
+        """
+
+        def evaluate(shard: slice) -> tuple[list[Detections], list[float]]:
+            own = boxes.take(range(len(boxes))[shard])
+            return detect_all(self.detector, own, proposals[shard], self.compute)
+
+        self.evaluating.broadcast(self.detector)
+        parts = evaluate_shards(self.evaluating, run, len(boxes), evaluate)
+        found = [detections for of_shard, _ in parts for detections in of_shard]
+        seconds = [each for _, of_shard in parts for each in of_shard]
         return Scored(found, precision(boxes, found), statistics.median(seconds))
 
     def interval_metrics(self, interval: LogInterval) -> dict[str, float]:

@@ -126,7 +126,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "SVMs and box regression (rcnn)": ("svm_c", "svm_background_iou", "svm_rounds", "svm_proposals", "ridge"),
     "evaluation": ("test", "nms_iou", "detections", "validate_every_updates"),
     "run": ("preset", "name", "seed", "resume", "quiet", "track", "log_every_updates", "checkpoint_every_updates"),
-    "hardware": ("device", "precision", "threads"),
+    "hardware": ("device", "precision", "threads", "gradient_compression", "sync_batch_norm"),
 }
 """Title of a group -> its fields, in the order of the help text."""
 

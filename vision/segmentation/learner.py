@@ -24,10 +24,12 @@ from zerokara.core.distributed import World
 from zerokara.core.models.normalization import published_moments
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
+from zerokara.core.run import Run
+from zerokara.core.sharding import evaluate_shards
 from zerokara.vision.segmentation.config import Config, height_width
-from zerokara.vision.segmentation.losses import median_frequency_weights, pixel_loss
+from zerokara.vision.segmentation.losses import median_frequency_weights, pixel_loss, total_weight
 from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
-from zerokara.vision.segmentation.scoring import PixelScores, score
+from zerokara.vision.segmentation.scoring import PixelCounts, PixelScores, count, pixel_scores
 from zerokara.vision.training.supervised import SupervisedTraining
 
 
@@ -112,7 +114,16 @@ class Training(SupervisedTraining[Segmenter]):
 
     def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss and the accuracy (scalars) over the labeled pixels of training images."""
-        return self._loss(*self.batch(index_b))
+        x, mask_bhw = self.batch(index_b)
+        loss, accuracy = self.parallel.forward(self._loss, x, mask_bhw)
+        if self.world.size == 1 or len(self.images) < self.config.batch_size:
+            return loss, accuracy
+        # Both are means over the labeled pixels of this process: weighted, their means over the processes are those
+        # over the labeled pixels of all.
+        labeled = (mask_bhw < len(self.metadata.classes)).sum()
+        weights = torch.stack([total_weight(mask_bhw, self.weight_K), labeled])
+        weights = weights / self.world.mean(weights).clamp(min=torch.finfo(weights.dtype).tiny)
+        return loss * weights[0], accuracy * weights[1]
 
     def batch(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
         """Return augmented and normalized training images (b, C, h, w) and their masks (b, h, w) int64."""
@@ -130,18 +141,32 @@ class Training(SupervisedTraining[Segmenter]):
         accuracy = correct_bhw.sum() / labeled_bhw.sum().clamp(min=1)
         return pixel_loss(logits_bKhw, mask_bhw, self.weight_K), accuracy
 
-    def score(self, images: MaskSet, prediction_indices: Sequence[int] = ()) -> PixelScores:
-        """Evaluate `evaluation_network` on images. Return also the predictions for the images `prediction_indices`."""
+    def score_in_processes(self, run: Run, images: MaskSet, prediction_indices: Sequence[int] = ()) -> PixelScores:
+        """Evaluate the main process's `evaluation_network`, each process on its shard of the images.
+
+        Args:
+            run: its signals interrupt the evaluation.
+            images: data set.
+            prediction_indices: indices of the images whose predictions are returned too, in increasing order.
+
+        Raises:
+            Stopped: a signal interrupted the evaluation in one of the processes.
+        """
         config = self.config
-        return score(
-            self.evaluation_network,
-            self.metadata,
-            self.compute,
-            images,
-            views=config.tta_views,
-            batch_size=config.eval_batch_size,
-            prediction_indices=prediction_indices,
-        )
+
+        def evaluate(shard: slice) -> PixelCounts:
+            return count(
+                self.evaluation_network,
+                self.metadata,
+                self.compute,
+                images.take(shard),
+                views=config.tta_views,
+                batch_size=config.eval_batch_size,
+                prediction_indices=[i - shard.start for i in prediction_indices if shard.start <= i < shard.stop],
+            )
+
+        self.world.broadcast(self.evaluation_network)
+        return pixel_scores(evaluate_shards(self.world, run, len(images), evaluate), images)
 
 
 def make_metadata(config: Config, images: Data) -> SegmenterMetadata:

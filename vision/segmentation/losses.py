@@ -21,12 +21,16 @@ def pixel_loss(logits_BKHW: Tensor, target_BHW: Tensor, weight_K: Tensor | None 
         weight_K: weights of the classes in the mean; None: equal weights.
     """
     total = F.cross_entropy(logits_BKHW, target_BHW, weight_K, ignore_index=UNLABELED, reduction="sum")
-    labeled_BHW = target_BHW != UNLABELED
     if weight_K is None:
-        return total / labeled_BHW.sum().clamp(min=1)
+        return total / (target_BHW != UNLABELED).sum().clamp(min=1)
+    return total / total_weight(target_BHW, weight_K).clamp(min=torch.finfo(weight_K.dtype).tiny)
+
+
+def total_weight(target_BHW: Tensor, weight_K: Tensor) -> Tensor:
+    """Sum (scalar) of the class weights of all labeled pixels, by which `pixel_loss` divides."""
+    labeled_BHW = target_BHW != UNLABELED
     # Selecting the labeled pixels would synchronize with the device. Instead, unlabeled pixels get weight_K[0] * 0.
-    weights_BHW = weight_K[torch.where(labeled_BHW, target_BHW, 0)] * labeled_BHW
-    return total / weights_BHW.sum().clamp(min=torch.finfo(weight_K.dtype).tiny)
+    return (weight_K[torch.where(labeled_BHW, target_BHW, 0)] * labeled_BHW).sum()
 
 
 def median_frequency_weights(masks_NHW: Tensor, classes: int, power: float = 1.0) -> Tensor:

@@ -179,7 +179,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "evaluation": ("validate_every_epochs", "eval_batch_size", "tta_views", "select", "test"),
     "run": ("preset", "name", "seed", "resume", "quiet", "track", "log_every_updates", "checkpoint_every_updates"),
-    "hardware": ("device", "precision", "compile", "threads"),
+    "hardware": ("device", "precision", "compile", "threads", "gradient_compression", "sync_batch_norm"),
 }
 
 PRESET_SUMMARIES: Mapping[str, str] = {

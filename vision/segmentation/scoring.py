@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from torch import Tensor
 from zerokara.core.compute import Compute
 from zerokara.core.data.masks import UNLABELED, MaskSet
 from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,39 @@ def pixel_logits(
     return logits_BKHW
 
 
-def score(
+@dataclass(frozen=True)
+class PixelCounts:
+    """Counts of pixels in a part of a data set, on the CPU, from which `pixel_scores` computes the metrics."""
+
+    metrics: MetricCollection
+    loss: float
+    """Sum over labeled pixels."""
+    pixels: int
+    """Number of labeled pixels."""
+    predictions: list[Tensor]
+    """Predicted classes (H, W) uint8 of some images."""
+
+
+def _make_metrics(classes: int) -> MetricCollection:
+    """Return the metrics in their initial state."""
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
+
+    # Without sync_on_compute=False, `compute` would wait for all other processes.
+    settings: dict[str, Any] = {"num_classes": classes, "ignore_index": UNLABELED}
+    settings |= {"validate_args": False, "sync_on_compute": False}
+    return MetricCollection(
+        {
+            "confusion": MulticlassConfusionMatrix(**settings),
+            "iou": MulticlassJaccardIndex(average="none", **settings),
+            "accuracy": MulticlassAccuracy(average="micro", **settings),
+            "recall": MulticlassAccuracy(average="none", **settings),
+        },
+        compute_groups=False,
+    )
+
+
+def count(
     network: Segmenter,
     metadata: SegmenterMetadata,
     compute: Compute,
@@ -90,31 +125,19 @@ def score(
     views: int = 1,
     batch_size: int = 8,
     prediction_indices: Sequence[int] = (),
-) -> PixelScores:
-    """Evaluate a network in evaluation mode; its mode is restored afterwards.
+) -> PixelCounts:
+    """Count pixels by true and predicted class, in evaluation mode; the network's mode is restored afterwards.
 
     Args:
         network: on the device.
         metadata: of the network.
         compute: device and precision.
-        images: data set.
+        images: data set, or a part of it.
         views: 1, or 2 to average the logits of the image and its horizontal flip.
         batch_size: images in a batch.
         prediction_indices: indices of the images whose predictions are returned, in increasing order.
     """
-    from torchmetrics import MetricCollection
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
-
-    classes = len(metadata.classes)
-    settings: dict[str, Any] = {"num_classes": classes, "ignore_index": UNLABELED, "validate_args": False}
-    metrics = MetricCollection(
-        {
-            "confusion": MulticlassConfusionMatrix(**settings),
-            "iou": MulticlassJaccardIndex(average="none", **settings),
-            "accuracy": MulticlassAccuracy(average="micro", **settings),
-            "recall": MulticlassAccuracy(average="none", **settings),
-        }
-    ).to(compute.torch_device)
+    metrics = _make_metrics(len(metadata.classes)).to(compute.torch_device)
     training = network.training
     network.eval()
     predictions, first, loss, pixels = [], 0, 0.0, 0
@@ -132,7 +155,22 @@ def score(
         ]
         first += len(x)
     network.train(training)
-    values = {name: compute.to_host(value) for name, value in metrics.compute().items()}
+    return PixelCounts(Compute().module(metrics), loss, pixels, predictions)
+
+
+def pixel_scores(counts: Sequence[PixelCounts], images: MaskSet) -> PixelScores:
+    """Compute the metrics over all parts of a data set.
+
+    Args:
+        counts: of the parts, in their order.
+        images: the whole data set.
+    """
+    first, *others = (part.metrics for part in counts)
+    for other in others:
+        for name, metric in first.items():
+            metric.merge_state(other[name])
+    values = first.compute()
+    predictions = [prediction for part in counts for prediction in part.predictions]
     confusion_KK = values["confusion"].long()
     labeled_K, predicted_K = confusion_KK.sum(1), confusion_KK.sum(0)
     return PixelScores(
@@ -140,7 +178,7 @@ def score(
         accuracy=float(values["accuracy"]),
         recall_K=values["recall"].double().where(labeled_K > 0, math.nan),
         iou_K=values["iou"].double().where(labeled_K + predicted_K > 0, math.nan),
-        loss=loss / max(1, pixels),
+        loss=sum(part.loss for part in counts) / max(1, sum(part.pixels for part in counts)),
         prediction_NHW=torch.stack(predictions)
         if predictions
         else torch.empty(0, *images.shape[1:], dtype=torch.uint8),

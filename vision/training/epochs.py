@@ -267,8 +267,8 @@ def run_epochs(training: EpochTraining[Any], run: Run, validate: Callable[[], No
     Args:
         training: state of the run.
         run: run folder.
-        validate: evaluates the network, calls `EpochTraining.record_validation` and logs the result. Only the main
-            process calls it.
+        validate: evaluates the network, in all processes; in the main process it calls
+            `EpochTraining.record_validation` and logs the result.
     """
     return run_updates(training, run, lambda: training.update(training.next_batch()), validate)
 

@@ -56,7 +56,7 @@ class SupervisedTraining(EpochTraining[NetworkT]):
 
     @abstractmethod
     def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the accuracy (scalars) of training images."""
+        """Return the mean loss and the accuracy (scalars) of training images, by `parallel.forward`."""
 
     @property
     def learning_rate(self) -> float:
@@ -73,12 +73,13 @@ class SupervisedTraining(EpochTraining[NetworkT]):
         self.set_learning_rates()
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=self.compute.torch_device)
-        for index_b in chunks:
-            loss, accuracy = self.losses(index_b)
-            fraction = len(index_b) / sum(map(len, chunks))  # the last chunk may be smaller
-            (loss * fraction).backward()
+        for number, index_b in enumerate(chunks, 1):
+            # The last chunk may be smaller, and so may the shard of a process.
+            fraction = len(index_b) * self.world.size / len(index_B)
+            with self.parallel.no_sync(on=number < len(chunks)):
+                loss, accuracy = self.losses(index_b)
+                self.parallel.backward(loss * fraction)
             sums += torch.stack([loss.detach(), accuracy]) * fraction
-        self.world.mean_gradients(self.network.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), self.config.max_grad_norm, norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from zerokara.core.data import UNLABELED, MaskSet
 from zerokara.vision.segmentation.losses import median_frequency_weights, pixel_loss
 from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 from zerokara.vision.segmentation.pictures import draw_overlays, legend, overlay, overlay_indices, palette
-from zerokara.vision.segmentation.scoring import score
+from zerokara.vision.segmentation.scoring import PixelScores, count, pixel_scores
 
 NONE = UNLABELED
 
@@ -36,6 +37,13 @@ def metadata(classes: int) -> SegmenterMetadata:
     return SegmenterMetadata(
         network="fcn2s", backbone="deep_cnn", classes=names, channels=3, image_size=(2, 2), mean=(0,) * 3, std=(1,) * 3
     )
+
+
+def score(classes: int, images: MaskSet, *parts: slice, **options: Any) -> PixelScores:
+    """Evaluate parts of the images, as processes do; by default all at once."""
+    chosen = [images.take(part) for part in parts or (slice(len(images)),)]
+    counts = [count(FakeSegmenter(classes), metadata(classes), Compute(), part, **options) for part in chosen]
+    return pixel_scores(counts, images)
 
 
 def make_set(predictions: list[list[list[int]]], masks: list[list[list[int]]], classes: int) -> MaskSet:
@@ -70,7 +78,7 @@ def test_median_frequency_weights_against_values_by_hand() -> None:
 def test_metrics_against_values_by_hand() -> None:
     """Correct: two of three pixels of a, the only one of b. c is predicted once but in no label; d is in neither."""
     images = make_set([[[0, 0], [2, 1]], [[1, 1], [1, 1]]], [[[0, 0], [0, 1]], [[NONE, NONE], [NONE, NONE]]], 4)
-    scores = score(FakeSegmenter(4), metadata(4), Compute(), images, batch_size=1, prediction_indices=[1])
+    scores = score(4, images, batch_size=1, prediction_indices=[1])
     assert scores.accuracy == pytest.approx(3 / 4)
     assert scores.recall_K[:2].tolist() == pytest.approx([2 / 3, 1])
     assert scores.class_accuracy == pytest.approx((2 / 3 + 1) / 2)
@@ -90,14 +98,19 @@ def test_metrics_do_not_depend_on_the_batch_size() -> None:
     predictions = torch.where(torch.rand(masks.shape) < 0.7, masks, torch.randint(3, masks.shape, dtype=torch.uint8))
     masks[:, 0] = NONE
     images = make_set(predictions.tolist(), masks.tolist(), 3)
-    one, three = (score(FakeSegmenter(3), metadata(3), Compute(), images, batch_size=size) for size in (7, 3))
+    one, three = (score(3, images, batch_size=size) for size in (7, 3))
     assert torch.equal(one.confusion_KK, three.confusion_KK)
     assert one.metrics() == pytest.approx(three.metrics())
     assert int(one.confusion_KK.sum()) == 7 * 5 * 8
     confusion = one.confusion_KK.double()
     iou = confusion.diag() / (confusion.sum(0) + confusion.sum(1) - confusion.diag())
     assert one.iou_K.tolist() == pytest.approx(iou.tolist(), rel=1e-6)
-    mirrored = score(FakeSegmenter(3), metadata(3), Compute(), images, views=2)
+    parts = score(3, images, slice(2), slice(2, 5), slice(5, 7))
+    assert torch.equal(parts.confusion_KK, one.confusion_KK)
+    assert torch.equal(parts.iou_K, one.iou_K)
+    assert torch.equal(parts.recall_K, one.recall_K)
+    assert parts.metrics() == pytest.approx(one.metrics(), rel=1e-6)
+    mirrored = score(3, images, views=2)
     assert torch.equal(mirrored.confusion_KK, one.confusion_KK), (
         "the prediction of the flipped image was not flipped back"
     )

@@ -12,7 +12,9 @@ from unittest.mock import MagicMock
 import pytest
 
 from zerokara.core.config import Stopped
+from zerokara.core.distributed import World
 from zerokara.core.run import Run
+from zerokara.core.sharding import evaluate_shards
 from zerokara.vision import binary, caption, classify, detect, segment
 
 
@@ -35,12 +37,14 @@ def test_a_signal_interrupts_the_validation(
 ) -> None:
     training, after = MagicMock(), list[str]()
 
-    def evaluate(*args: Any, **options: Any) -> Any:
+    def evaluate(shard: slice) -> None:
         signal.raise_signal(signal.SIGTERM)
         after.append("the rest of the evaluation")
-        return MagicMock(), MagicMock()
 
-    training.score.side_effect = training.generate.side_effect = evaluate
+    def evaluate_in_processes(run: Run, *_args: Any) -> Any:
+        return evaluate_shards(World(), run, 1, evaluate)
+
+    training.score_in_processes.side_effect = training.generate_in_processes.side_effect = evaluate_in_processes
     monkeypatch.setattr(segment, "overlay_indices", lambda images: [0])
     with Run(Config(), kind="k", name="a", resume=False, quiet=True, root=tmp_path) as run, run.signals():
         with pytest.raises(Stopped):

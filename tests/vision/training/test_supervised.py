@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.recorded import Unconnected
 from zerokara.core.compute import Compute
+from zerokara.core.data_parallel import DataParallel
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
 from zerokara.vision.classification.config import Config
@@ -46,7 +48,8 @@ class Regression(SupervisedTraining[nn.Sequential]):
         super().__init__(config, Data(), Compute(), World(), build)
 
     def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
-        return mean_squared_error(self.network, index_b), (Y_N[index_b] > 0).float().mean()
+        error = self.parallel.forward(mean_squared_error, self.network, index_b)
+        return error, (Y_N[index_b] > 0).float().mean()
 
     def format_metric(self, metric: float) -> str:
         return f"{metric}"
@@ -161,19 +164,19 @@ def test_the_learning_rate_follows_the_schedule() -> None:
     assert [group["lr"] for group in training.optimizer.param_groups] == pytest.approx([0.1 / 3] * 2)
 
 
-class Quarter(World):
-    """World of four processes without communication; it records the gradients that are averaged."""
+def test_a_process_trains_on_its_shard_with_the_averaged_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    backward = DataParallel.backward
 
-    def broadcast(self, module: nn.Module) -> None: ...
-
-    def mean_gradients(self, parameters: Any) -> None:
-        for parameter in parameters:
+    def averaging_backward(parallel: DataParallel, loss: Tensor) -> None:
+        backward(parallel, loss)
+        for parameter in parallel.network.parameters():
+            assert parameter.grad is not None
             parameter.grad *= 2
 
-
-def test_a_process_trains_on_its_shard_with_the_averaged_gradients() -> None:
+    monkeypatch.setattr(DataParallel, "_connect", lambda _: Unconnected())
+    monkeypatch.setattr(DataParallel, "backward", averaging_backward)
     training, twin = Regression(momentum=0.0), Regression(momentum=0.0)
-    training.world = Quarter(rank=1, size=4)
+    training.world = World(rank=1, size=4)
     before = weights(training.network)
     training.update(torch.arange(8))
     loss = mean_squared_error(twin.network, torch.tensor([1, 5]))
