@@ -46,3 +46,11 @@ def test_one_side_has_no_ratio() -> None:
     figures = alternating.alternate({"fast": fast}, parser.parse_args(["--repeats", "1"]))
     assert list(figures["median"]) == ["fast"]
     assert "ratio" not in figures
+
+
+def test_several_processes_of_a_side_run_at_the_same_time() -> None:
+    parser = argparse.ArgumentParser()
+    alternating.add_arguments(parser, learn_first=1, steps=50)
+    figures = alternating.alternate({"two": [slow, slow], "one": slow}, parser.parse_args(["--repeats", "3"]))
+    assert len({*figures["compute"]["two"], figures["compute"]["one"]}) == 3
+    assert figures["ratio"] == pytest.approx(2, rel=0.1)
