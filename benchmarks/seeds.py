@@ -19,6 +19,7 @@ from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies.finished_run import Trained
 
 MACHINE = {"name", "resume", "quiet", "device", "threads"}  # settings that may differ between start and resume
+DECIDED = {"published_normalization"}  # a run decides them at its start if they are None
 
 
 class Program(NamedTuple):
@@ -44,7 +45,8 @@ def train(name: str, extra_args: Sequence[str], program: Program = CLASSIFY) -> 
         settings = Run.read_config(folder, program.kind)["config"]
         saved = to_dict(from_dict(program.config, settings, str(folder / "config.json")))
         now = to_dict(parse(program.config, program.presets, command, ""))
-        if differing := [flag(key) for key in now if key not in MACHINE and saved.get(key) != now[key]]:
+        free = MACHINE | {key for key in DECIDED if now.get(key) is None}
+        if differing := [flag(key) for key in now if key not in free and saved.get(key) != now[key]]:
             raise UserError(
                 f"{folder} was started with another {' and '.join(differing)}: choose another --prefix, or remove "
                 f"the folder."

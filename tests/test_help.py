@@ -315,6 +315,8 @@ CONDITIONS: Sequence[tuple[str, str, str, str]] = [
     ("binary", "--num-hidden-layers 2 --network cnn", "--network mlp", "--network mlp"),
     ("binary", "--width-multiplier 2", "--network cnn", "--network cnn"),
     ("precision", "--calibration 500 --no-int8", "--int8", "--int8"),
+    ("seeds", "--ray-cpus 2", "--ray-address auto", "--ray-address auto"),
+    ("seeds", "--ray-gpus 1", "--ray-address auto", "--ray-address auto"),
 ]
 
 

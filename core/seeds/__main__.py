@@ -8,7 +8,7 @@ training program, which all runs share. The runs are runs/<name>-<seed>. Repeat 
 runs are only read, and interrupted runs resume.
 
 Output in runs/<name>/: results.json (results of all runs, means and standard deviations), logs/ (output of the runs),
-finished/ (a file for each finished run). docs/cluster.md describes clusters.
+seeds.json (the command), finished/ (a file for each finished run). docs/cluster.md describes clusters.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from zerokara.core.command_line import check_command_line, parse
-from zerokara.core.config import Positional, Range, Stopped, UserError, flag, from_dict, run_main, suggest, to_dict
+from zerokara.core.config import Positional, Range, Stopped, UserError, run_main, suggest
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program, short_names
 from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions, connect, launcher
 from zerokara.core.scheduling.job import Job
 from zerokara.core.scheduling.pool import ProcessPool
 
-# Programs that train: their modules have KIND, the kind of their runs, and read_config, which reads a command line.
+# Programs that train: their modules have the function read_config, which reads a command line.
 TRAINING_PROGRAMS = (
     *("agents.dqn", "agents.pqn", "generative.dcgan", "generative.fast_style", "vision.classify", "vision.segment"),
     *("vision.detect", "vision.caption", "vision.binary"),
@@ -82,7 +82,6 @@ class SeedRun:
     """Run of one seed."""
 
     seed: int
-    kind: str
     config: Any
     arguments: tuple[str, ...]  # command line that gives `config`
 
@@ -131,13 +130,12 @@ from rich.console import Console
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.metrics import read_metrics
 from zerokara.core.progress import Progress, format_value
-from zerokara.core.report import tables_within, write_json
-from zerokara.core.run_folder import check_name, read_config
-from zerokara.core.run_options import HARDWARE_FIELDS
+from zerokara.core.report import read_json, tables_within, write_json
+from zerokara.core.run_folder import check_name
 from zerokara.core.scheduling.monitor import Monitor
 from zerokara.core.scheduling.resources import available_devices, divide_cores
 
-MAY_DIFFER = frozenset({"name", "resume", "quiet", "track", *HARDWARE_FIELDS})  # between a run and the command
+COMMAND_FILE = "seeds.json"  # in the folder of the results: program and arguments of the first start
 
 
 def plan_runs(options: Options, module: str, arguments: Sequence[str], devices: Sequence[str]) -> list[SeedRun]:
@@ -157,26 +155,32 @@ def plan_runs(options: Options, module: str, arguments: Sequence[str], devices: 
         device = devices[number % len(devices)]
         own = ["--seed", str(seed), "--name", f"{options.name}-{seed}", *(["--quiet"] if options.quiet else [])]
         words = ["--threads", str(options.threads), "--device", device, *arguments, *own]
-        runs.append(SeedRun(seed, training.KIND, training.read_config(words), tuple(words)))
+        runs.append(SeedRun(seed, training.read_config(words), tuple(words)))
     return runs
 
 
-def check_same_settings(run: SeedRun) -> None:
-    """Check that an existing run folder holds a run with these settings.
+def check_same_command(folder: Path, module: str, arguments: Sequence[str], runs: Sequence[SeedRun]) -> None:
+    """Check that the runs, if there are any, were started by this program with the same command.
+
+    Args:
+        folder: of the results.
+        module: of the training program.
+        arguments: of the training program, which all runs share.
+        runs: of all seeds.
 
     Raises:
-        UserError: it holds another one.
+        UserError: they were started in another way.
     """
-    if not (run.folder / "config.json").exists():
-        return
-    path = str(run.folder / "config.json")
-    saved = to_dict(from_dict(type(run.config), read_config(run.folder, run.kind)["config"], path))
-    for field, value in to_dict(run.config).items():
-        if field not in MAY_DIFFER and saved.get(field) != value:
+    if (folder / COMMAND_FILE).exists():
+        saved = read_json(folder / COMMAND_FILE, program=str, arguments=list)
+        if (saved["program"], saved["arguments"]) != (module, list(arguments)):
+            started = shlex.join([saved["program"], "--", *map(str, saved["arguments"])])
             raise UserError(
-                f"{run.folder} was started with {flag(field)} {saved.get(field)}, but this command has {value}: choose "
-                f"another --name, or remove the run first: rm -r {run.folder}."
+                f"{folder} was started with {started} and cannot resume with {shlex.join([module, '--', *arguments])}: "
+                f"use the same command, or choose another --name."
             )
+    elif taken := [run.folder for run in runs if (run.folder / "config.json").exists()]:
+        raise UserError(f"{taken[0]} already holds a run that was started otherwise: choose another --name.")
 
 
 def make_job(run: SeedRun, module: str, log: Path) -> Job:
@@ -187,7 +191,7 @@ def make_job(run: SeedRun, module: str, log: Path) -> Job:
 
 
 def run_all(
-    runs: Sequence[SeedRun], options: Options, module: str, folder: Path
+    runs: Sequence[SeedRun], options: Options, module: str, arguments: Sequence[str], folder: Path
 ) -> tuple[Mapping[str, str], str | None]:
     """Run all runs that are not finished.
 
@@ -212,6 +216,8 @@ def run_all(
     with connect(options, progress.warn) as cluster:
         where = f"{options.jobs} at the same time" if cluster is None else cluster.describe()
         progress.print(f"{len(jobs)} of {len(runs)} runs to train, {where}, CPU threads of each: {options.threads}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / COMMAND_FILE, {"program": module, "arguments": list(arguments)})
         pool = ProcessPool(options.jobs, {}, on_exit, monitor.update, launcher(cluster))
         try:
             pool.run(jobs)
@@ -301,9 +307,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (folder / "config.json").exists():
         raise UserError(f"{folder} is the folder of a run: choose another --name for the results.")
     runs = plan_runs(options, module, arguments, devices)
-    for run in runs:
-        check_same_settings(run)
-    failed, stopped = run_all(runs, options, module, folder)
+    check_same_command(folder, module, arguments, runs)
+    failed, stopped = run_all(runs, options, module, arguments, folder)
     finished = [run for run in runs if is_finished(run, folder)]
     if stopped:
         print(

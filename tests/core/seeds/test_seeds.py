@@ -10,7 +10,7 @@ import pytest
 
 from tests.programs import Process, start, wait_until
 from zerokara.core import programs
-from zerokara.core.config import EXIT_STOPPED, UserError, to_saved
+from zerokara.core.config import EXIT_STOPPED, UserError
 from zerokara.core.importing import load_module
 from zerokara.core.metrics import json_line
 from zerokara.core.seeds import __main__ as seeds
@@ -31,13 +31,12 @@ def program(*words: str) -> Process:
     return start(Path.cwd(), "-m", "core.seeds", *words)
 
 
-def test_every_program_of_the_table_has_a_kind_and_reads_a_command_line() -> None:
+def test_every_program_of_the_table_reads_a_command_line() -> None:
     for module in seeds.TRAINING_PROGRAMS:
         assert module in programs.PROGRAMS
         training = load_module(f"zerokara.{module}", module)
         config = training.read_config(["--seed", "7", "--name", "a", "--threads", "1", "--device", "cpu"])
         assert (config.seed, config.name, config.resume, config.threads) == (7, "a", False, 1)
-        assert module.split(".")[-1] == training.KIND
 
 
 def test_command_line_has_three_parts() -> None:
@@ -74,19 +73,23 @@ def test_error_messages(words: tuple[str, ...], message: str, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "runs" / "s-1").mkdir(parents=True)
-    options, module, arguments = seeds.read_command_line([*PROGRAM, "--", "--epochs", "2"], "")
-    runs = seeds.plan_runs(options, module, arguments, ["auto"])
-    saved = {**to_saved(runs[0].config), "threads": 7, "device": "cuda", "quiet": True}
-    content = {"kind": "classify", "config": saved, "extra": {}}
-    (tmp_path / "runs" / "s-1" / "config.json").write_text(json.dumps(content))
-    seeds.check_same_settings(runs[0])
-    seeds.check_same_settings(runs[1])
-    with pytest.raises(UserError, match=r"runs/s-1 was started with --epochs 2, but this command has 3"):
+def test_runs_of_another_command_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "s"
+    folder.mkdir(parents=True)
+    (folder / "seeds.json").write_text(json.dumps({"program": "vision.classify", "arguments": ["--epochs", "2"]}))
+    with pytest.raises(UserError, match=r"started with vision\.classify -- --epochs 2 and .* -- --epochs 3: use"):
         seeds.main([*PROGRAM, "--", "--epochs", "3"])
-    (tmp_path / "runs" / "s").mkdir()
-    (tmp_path / "runs" / "s" / "config.json").touch()
+    with pytest.raises(UserError, match=r"cannot resume with generative\.dcgan --: use the same command"):
+        seeds.main(["dcgan", "--name", "s"])
+    (folder / "seeds.json").write_text("[]")
+    with pytest.raises(UserError, match=r"runs/s/seeds\.json was not written by this program"):
+        seeds.main([*PROGRAM, "--", "--epochs", "3"])
+    (folder / "seeds.json").unlink()
+    (tmp_path / "runs" / "s-2").mkdir()
+    (tmp_path / "runs" / "s-2" / "config.json").touch()
+    with pytest.raises(UserError, match=r"runs/s-2 already holds a run that was started otherwise"):
+        seeds.main([*PROGRAM, "--", "--epochs", "2"])
+    (folder / "config.json").touch()
     with pytest.raises(UserError, match=r"runs/s is the folder of a run"):
         seeds.main([*PROGRAM, "--", "--epochs", "2"])
 
