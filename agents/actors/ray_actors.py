@@ -14,7 +14,6 @@ import dataclasses
 import math
 import os
 import signal
-import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -27,9 +26,9 @@ from zerokara.agents.configs.dqn import Config
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.machine import usable_cores
+from zerokara.core.scheduling.cluster import check_that_it_answers
 
 MIN_OBJECT_STORE = 1 << 28  # bytes
-CONNECT_SECONDS = 5.0  # in which a machine must answer
 
 
 @contextlib.contextmanager
@@ -56,7 +55,7 @@ def connected(config: Config) -> Iterator[None]:
         os.environ.setdefault("RAY_worker_niceness", "0")
     options: dict[str, Any] = {"address": config.ray_address} if config.ray_address else _local_options(config)
     try:
-        _check_that_it_answers(config.ray_address)
+        check_that_it_answers(config.ray_address)
         with _signal_handlers():
             ray.init(**options, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
@@ -80,17 +79,6 @@ def _local_options(config: Config) -> dict[str, Any]:
         "include_dashboard": False,
         "object_store_memory": MIN_OBJECT_STORE + chunks,
     }
-
-
-def _check_that_it_answers(address: str) -> None:
-    """Check that a server listens at host:port, because Ray itself takes minutes; other forms are not checked.
-
-    Raises:
-        OSError: there is none.
-    """
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 @contextlib.contextmanager

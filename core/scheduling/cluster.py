@@ -32,7 +32,7 @@ from zerokara.core.scheduling.job import Exit, Job, Launch
 from zerokara.core.scheduling.local import LocalProcess
 from zerokara.core.scheduling.node import Runner, look_at
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 5.0  # in which a machine must answer
 CHECK_SECONDS = 120.0  # for the first answer of every node: Ray starts a process there
 MAX_LOSSES = 10  # of a job, after which it counts as failed
 MARK = ".zerokara-cluster-"  # beginning of the name of the driver's file in the shared folder
@@ -279,6 +279,17 @@ def shared_folder() -> Path:
     return runs if runs.is_dir() else Path.cwd()
 
 
+def check_that_it_answers(address: str) -> None:
+    """Check that a server listens at host:port, because Ray itself takes minutes; other forms are not checked.
+
+    Raises:
+        OSError: there is none.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+
+
 def _import_ray() -> Any:
     try:
         import ray
@@ -311,8 +322,7 @@ def _connect(ray: Any, address: str, environment: Mapping[str, str]) -> None:
     advice = "start one with: ray start --head; or leave --ray-address out to use this machine only."
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # of an attempt to connect; by default minutes
     try:
-        if colon:  # Ray itself tries for minutes
-            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        check_that_it_answers(address)
         ray.init(
             address=address,
             log_to_driver=False,
