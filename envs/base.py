@@ -47,9 +47,8 @@ class VectorEnv(ABC):
     settings: Mapping[str, Any]  # the active settings, printed and saved with the run
     errors: int = 0  # episodes that were truncated because the environment raised an exception
     episodes_restarted: bool = False  # True if `load_state_dict` started new episodes instead of resuming
-    fire_action: int | None = (
-        None  # action FIRE, which is executed in the first step after a lost life; None: it is not
-    )
+    # Action FIRE, which is executed in the first step after a lost life; None: it is not.
+    fire_action: int | None = None
     _life_lost_N: np.ndarray | None = None  # (N,) bool, of the last step; None before the first one
 
     @functools.cached_property
