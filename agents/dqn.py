@@ -33,7 +33,6 @@ from typing import Any
 
 from zerokara.agents.configs.dqn import KIND, Config, read_config
 from zerokara.agents.configs.presets import DEVIATIONS
-from zerokara.agents.qlearning import schedules
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import run_main
 
@@ -46,6 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.agents.actors import feed, ray_actors
+from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.distributional import CATEGORICAL_LOSSES, SCALAR_LOSSES, project, quantile_huber_loss
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead

@@ -26,7 +26,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from zerokara.agents.configs.pqn import DEVIATIONS, KIND, Config, read_config
-from zerokara.agents.qlearning import schedules
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import run_main
 from zerokara.core.schedules import linear
@@ -44,6 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_pqn_network

@@ -151,10 +151,15 @@ def note(line: str) -> None:
 # ---- fields and their types
 
 
-def field_types(config_class: type[Any]) -> dict[str, Any]:
+_field_types: dict[type[Any], Mapping[str, Any]] = {}  # of classes that were asked for; evaluating them takes a while
+
+
+def field_types(config_class: type[Any]) -> Mapping[str, Any]:
     """Return the type annotations of the fields, with their `Range` and `Positional` marks."""
-    hints = get_type_hints(config_class, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+    if config_class not in _field_types:
+        hints = get_type_hints(config_class, include_extras=True)
+        _field_types[config_class] = {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+    return _field_types[config_class]
 
 
 def field_help(config_class: type[Any]) -> dict[str, str]:

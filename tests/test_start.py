@@ -125,3 +125,9 @@ def test_a_trained_network_is_used_without_the_compiler(torch_server: Server, co
     answer = torch_server.run(tmp_path, *f"zerokara.{command.format(image=image)}".split())
     assert answer["status"] == 0, answer["output"]
     assert large(answer["modules"]) <= USED
+
+
+def test_training_without_compilation_does_not_import_the_compiler(torch_server: Server, tmp_path: Path) -> None:
+    answer = torch_server.run(tmp_path, *f"zerokara.{COMMANDS['dqn']} {TRAINING}".split())
+    assert answer["status"] == 0, answer["output"]
+    assert large(answer["modules"]) <= USED | {"tensorboard"}
