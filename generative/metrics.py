@@ -3,6 +3,7 @@
     python -m generative.metrics runs/dcgan-mnist-fast-1
     python -m generative.metrics runs/dcgan-mnist-fast-1 --json
     python -m generative.metrics runs/dcgan-mnist-fast-1 --inception inception.pt      # FID, with a file of yours
+    python -m generative.metrics runs/dcgan-mnist-fast-1 --lite0     # FD-Lite0, in ImageNet's features
 
 Generated images are compared with real ones in the features of a classifier: Fréchet classifier distance (FCD), kernel
 distance (KID), density and coverage, precision and recall. Each metric is printed with its floor, its value for
@@ -34,7 +35,7 @@ from zerokara.generative.gan.options import Options as GeneratorOptions
 FID_BATCH = 50
 SEARCHED_IMAGES = 1_000  # images whose nearest training image is searched
 ORDER_SEED = 0  # selects the same real images in every call
-FIRST_ROWS = ("fid", "fcd", "random_fd")  # of the table
+FIRST_ROWS = ("fid", "fd_lite0", "fcd", "random_fd")  # of the table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Options(GeneratorOptions):
     inception: str = ""
     """TorchScript file of an Inception network, for FID. It maps uint8 RGB images to features. TorchScript is a program
     that is run: give only files from sources that you trust. Empty: no FID."""
+    lite0: bool = False
+    """Also FD-Lite0 and other distances in the features of EfficientNet-Lite0; needs the extra scores."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -67,12 +70,14 @@ from torch import Tensor, nn
 from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.progress import Progress
+from zerokara.core.zoo import provenance
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.data import Data, load_split
 from zerokara.generative.gan.pictures import displayable
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.distances import frechet_distance, nearest
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor, label_accuracy
+from zerokara.generative.scoring.lite0 import Lite0
 
 
 @dataclass(frozen=True)
@@ -214,12 +219,30 @@ def choose_extractor(options: Options, sampler: Sampler) -> FeatureExtractor:
     return FeatureExtractor.choose(config, sampler.shape, finished.run_extra(sampler))
 
 
+def load_lite0(sampler: Sampler) -> Lite0:
+    """Load the network of FD-Lite0.
+
+    Raises:
+        UserError: its package is not installed, images are neither RGB nor grayscale, or the discriminator's backbone
+            was initialized from its weights.
+    """
+    lite0 = Lite0("--lite0", sampler.shape[0])
+    origin = provenance.initial_provenance(finished.run_extra(sampler), sampler.config.pretrained_backbone)
+    if lite0.protocol["weights"] in origin:
+        raise UserError(
+            "The discriminator's backbone was initialized from the weights of --lite0, or from weights that were trained "
+            "from these, so its score would be biased: remove --lite0."
+        )
+    return lite0
+
+
 def report(options: Options, sampler: Sampler, progress: Progress) -> dict[str, Any]:
     """Compute all metrics. Returns them and their protocol as plain values."""
     extractor = choose_extractor(options, sampler)
     if extractor.bias_warning:
         progress.warn(extractor.bias_warning)
     network = Inception(Path(options.inception)) if options.inception else None
+    lite0 = load_lite0(sampler) if options.lite0 else None
     compared = load_images(options, sampler, progress)
     progress.print("computing metrics")
     scores = measure(compared, extractor, sampler.class_names)
@@ -246,6 +269,12 @@ def report(options: Options, sampler: Sampler, progress: Progress) -> dict[str, 
         scores["painted"]["fid"] = inception_distance(network, compared.real.images, compared.generated)
         scores["floor"]["fid"] = inception_distance(network, compared.real.images, compared.floor.images)
         protocol["inception"] = model_file.fingerprint(Path(options.inception))
+    if lite0 is not None:
+        progress.print("computing FD-Lite0")
+        real_NF = lite0.extract(compared.real.images)
+        for key, images in (("painted", compared.generated), ("floor", compared.floor.images)):
+            scores[key] |= lite0.compare(real_NF, lite0.extract(images))
+        protocol["lite0"] = lite0.protocol
     return {"run": sampler.name, "scores": scores, "protocol": protocol}
 
 
@@ -271,6 +300,10 @@ def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
     ]
     if "inception" in protocol:
         lines.append(f"FID: torchmetrics, features of the TorchScript {protocol['inception']}, the same images")
+    if "lite0" in protocol:
+        lite0 = protocol["lite0"]
+        lines.append(f"FD-Lite0 (not FID) and lite0: {lite0['package']} {lite0['weights']}, {lite0['features']};")
+        lines.append(f"  the same images, resized: {lite0['resize']}; {lite0['normalization']}")
     return lines
 
 

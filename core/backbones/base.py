@@ -84,6 +84,10 @@ class Backbone(nn.Module, ABC):
         """Convert the name of a weight to torchvision's name, where `layers` is called `features`."""
         return f"features.{name.removeprefix('layers.')}" if name.startswith("layers.") else name
 
+    def published_head_name(self, name: str) -> str:
+        """Convert the name of a weight of the paper's head to the published name."""
+        return name
+
     @property
     def features(self) -> int:
         """Number of elements of the last feature map."""
@@ -210,6 +214,7 @@ def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 _KEEP_SHAPE = frozenset(
     {
         F.relu,
+        F.relu6,
         F.leaky_relu,
         F.batch_norm,
         F.group_norm,

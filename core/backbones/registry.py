@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from zerokara.core.backbones import resnet, vgg
+from zerokara.core.backbones import efficientnet_lite, resnet, vgg
 from zerokara.core.backbones.alexnet import AlexNet, AlexNet2012
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.custom import CustomBackbone, make_custom_class
@@ -46,6 +46,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     **vgg.variants(),
     "googlenet": GoogLeNet,
     **resnet.variants(),
+    **efficientnet_lite.variants(),
     **KERNELS,
     "dcgan": Dcgan,
     "r3": R3,

@@ -64,9 +64,9 @@ class Classifier(nn.Module):
         return [layer.weight for layer in self.head.modules() if isinstance(layer, nn.Linear)][-1:]
 
     def published_name(self, name: str) -> str:
-        """Convert the name of a weight to torchvision's name: backbone.layers.0.bias becomes features.0.bias."""
+        """Convert the name of a weight to the published name: backbone.layers.0.bias becomes features.0.bias."""
         part, _, rest = name.partition(".")
-        return self.backbone.published_name(rest) if part == "backbone" else rest
+        return self.backbone.published_name(rest) if part == "backbone" else self.backbone.published_head_name(rest)
 
     def load_published(self, path: Path) -> LoadReport:
         """Load weights published by torchvision (.pth, .safetensors) or saved by zerokara, and report on every key.

@@ -91,6 +91,18 @@ def overlap(real_NF: Tensor, fake_MF: Tensor, k_precision: int = 3, k_density: i
     )
 
 
+def compare(real_NF: Tensor, fake_MF: Tensor) -> dict[str, float]:
+    """Compute kernel distance, density, coverage, precision and recall by name."""
+    overlaps = overlap(real_NF, fake_MF)
+    return {
+        "kernel_distance": kernel_distance(real_NF, fake_MF),
+        "density": overlaps.density,
+        "coverage": overlaps.coverage,
+        "precision": overlaps.precision,
+        "recall": overlaps.recall,
+    }
+
+
 def radii(points_NF: Tensor, k: int) -> Tensor:
     """Return the distance (N,) of every point to its k-th nearest neighbor, itself not counted."""
     radius_N = []

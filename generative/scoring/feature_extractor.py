@@ -28,7 +28,7 @@ from zerokara.core.zoo import provenance
 from zerokara.core.zoo.registry import files as zoo_files
 from zerokara.core.zoo.registry import find_file
 from zerokara.generative.gan.config import Config
-from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, overlap
+from zerokara.generative.scoring.distances import compare, frechet_distance
 
 RANDOM_SEED = 1_511_06434  # fixed, so that all runs use the same random network
 CHUNK = 250  # images per forward pass
@@ -160,14 +160,9 @@ class FeatureExtractor:
 
     def compare(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """Compute all metrics of generated images against real ones."""
-        overlaps = overlap(real.features_NF, fake.features_NF)
         scores = {
             self.name: frechet_distance(real.features_NF, fake.features_NF),
-            "kernel_distance": kernel_distance(real.features_NF, fake.features_NF),
-            "density": overlaps.density,
-            "coverage": overlaps.coverage,
-            "precision": overlaps.precision,
-            "recall": overlaps.recall,
+            **compare(real.features_NF, fake.features_NF),
         }
         return scores | class_scores(fake)
 

@@ -17,6 +17,7 @@ ATARI = ["nature", "nips", "der", "impala"]
 SMALL = [*ATARI, "deep_cnn", "resnet20", "plain20", "dcgan", "r3"]
 NARROW: dict[str, dict[str, Any]] = {
     **{name: {"width": 0.0625} for name in ("vgg11", "vgg16_bn", "googlenet", "resnet18", "resnet50")},
+    "efficientnet_lite0": {"width": 0.25},
     "alexnet": {"width": 0.0625, "stem": "medium"},  # the paper stem reduces 48 pixels to nothing
 }
 NAMES = [*SMALL, *NARROW]
