@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo 'Installing zerokara and the tools for developers into $(VENV); the first time takes some minutes.'
-	$(BIN)/python -m pip install --quiet -e '.[dev,bench,export]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,bench,export,scores]'
 	@touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed ## create the virtual environment and install zerokara

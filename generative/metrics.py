@@ -230,8 +230,8 @@ def load_lite0(sampler: Sampler) -> Lite0:
     origin = provenance.initial_provenance(finished.run_extra(sampler), sampler.config.pretrained_backbone)
     if lite0.protocol["weights"] in origin:
         raise UserError(
-            "The discriminator's backbone was initialized from the weights of --lite0, or from weights that were trained "
-            "from these, so its score would be biased: remove --lite0."
+            "The discriminator's backbone was initialized from the weights of --lite0, or from weights that were "
+            "trained from these, so its score would be biased: remove --lite0."
         )
     return lite0
 
