@@ -52,7 +52,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/agents/test_pqn.py",
     ),
     "agents/actors/actor.py": (f"{_A}/test_actor.py", f"{_A}/test_feed.py"),
-    "agents/actors/feed.py": (f"{_A}/test_feed.py",),
+    "agents/actors/feed.py": (f"{_A}/test_feed.py", f"{_A}/test_feed_runs.py"),
     "agents/qlearning/learner.py": (f"{_Q}/test_learner.py", f"{_Q}/test_learner_graph.py", f"{_Q}/test_family.py"),
     "agents/qlearning/replay.py": (f"{_Q}/test_replay.py", f"{_Q}/test_replay_files.py", f"{_A}/test_feed.py"),
     "agents/qlearning/replay_files.py": (f"{_Q}/test_replay_files.py", f"{_Q}/test_replay_processes.py"),

@@ -164,15 +164,17 @@ class ActorFeed:
     def _start(self) -> Actors:
         """Start the actors."""
         training, config = self.training, self.config
-        # Other seeds after a resume: the episodes before are not repeated.
-        seed = later_seed(training.seed, training.step)
-        seeds = [seed + 10_007 * (actor + 1) for actor in range(config.actors)]
+        seeds = [self._seed(actor) for actor in range(config.actors)]
         actors: Actors = RayActors(config, training.compute, self._loss, self._store, seeds)
         training.run.print(f"actors: {actors.describe()}")
         if training.resumed:
             training.run.print("the actors start new episodes: a run with actors is not resumed bit for bit")
         self._start_interval()
         return actors
+
+    def _seed(self, actor: int) -> int:
+        """Seed of an actor that starts now: another one after a resume and in place of an actor that has ended."""
+        return later_seed(self.training.seed, self.training.step) + 10_007 * (actor + 1) + 1_009 * self.replaced
 
     def _updates_wanted(self, step: int) -> int:
         """Updates without which the actors wait at an agent step."""
@@ -210,8 +212,7 @@ class ActorFeed:
         training.run.warn(f"actor {actor} has ended and is replaced, number {self.replaced} ({arrived.reason})")
         training.end_episodes(rows)
         self._orders[actor] = 0
-        seed = later_seed(training.seed, training.step) + 10_007 * (actor + 1)
-        actors.replace(actor, seed + 1_009 * self.replaced)
+        actors.replace(actor, self._seed(actor))
 
     def _store_chunk(self, chunk: Chunk, rows: np.ndarray) -> None:
         """Store the steps of a chunk in the ring buffers `rows`, with the priorities of their transitions."""

@@ -13,64 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from tests.agents.actors.local_actors import GAMMA, SETTINGS, ActorEnv, LocalActors
-from tests.agents.scripted import Origin, ScriptedEnv, ends_with, frame, origin_of, reward_of
-from tests.programs import metrics
-from zerokara import envs
+from tests.agents.actors.fed import Fed, Warnings
+from tests.agents.actors.local_actors import GAMMA, ActorEnv
+from tests.agents.scripted import Origin, ends_with, frame, origin_of, reward_of
 from zerokara.agents import dqn
 from zerokara.agents.actors import feed
 from zerokara.agents.actors.actor import pack_weights, unpack_weights
-from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.network import make_network
 from zerokara.agents.qlearning.prioritized_replay import PRIORITY_EPSILON, PrioritizedReplay
 from zerokara.agents.qlearning.replay import LAST
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.core.distributed import World
-from zerokara.core.run import Run
 
+pytestmark = pytest.mark.usefixtures("local_actors")
 NUM_ENVS = 3  # of an actor
-
-
-@pytest.fixture(autouse=True)
-def local_actors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "RayActors", LocalActors)
-    monkeypatch.setattr(envs, "make", lambda env, num_envs, **options: ScriptedEnv(num_envs))
-
-
-class Fed:
-    """Training with its actors, without the rest of the loop."""
-
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.config = Config(**(SETTINGS | {"save_replay": False} | changes))
-        with Run(self.config, kind="dqn", name="run", resume=False, quiet=True, root=folder) as run:
-            self.training = dqn.Training(self.config, run, Compute(), World())
-            self.feed = feed.ActorFeed(self.training, dqn.dqn_loss, dqn.store)
-        self.training.obs = self.training.env.reset(0)
-
-    @property
-    def replay(self) -> PrioritizedReplay:
-        assert isinstance(self.training.replay, PrioritizedReplay)
-        return self.training.replay
-
-    @property
-    def actors(self) -> LocalActors:
-        return LocalActors.made
-
-    def iterate(self, number: int) -> None:
-        for _ in range(number):
-            self.feed.iterate()
-
-    def until(self, steps: int) -> None:
-        while self.training.step < steps:
-            self.feed.iterate()
-
-
-def train(folder: Path, name: str = "run", resume: bool = False, **changes: Any) -> str:
-    config = Config(**(SETTINGS | {"name": name} | changes))
-    with Run(config, kind="dqn", name=name, resume=resume, quiet=True, root=folder) as run:
-        return dqn.train(config, run, Compute(), World())
 
 
 def stored(replay: PrioritizedReplay, ring: int) -> Iterator[tuple[int, Origin, int]]:
@@ -315,7 +272,10 @@ def test_a_lost_actor_is_replaced_and_its_episodes_end(tmp_path: Path) -> None:
     assert running[:3].any(), "the episodes of the other actor continue"
     fed.until(300)
     assert [len(seeds) for seeds in fed.actors.seeds] == [1, 2]
-    assert len({seed for seeds in fed.actors.seeds for seed in seeds}) == 3
+    seed = fed.training.seed
+    assert fed.actors.seeds[0] == [seed + 10_007]
+    assert fed.actors.seeds[1][0] == seed + 20_014
+    assert (fed.actors.seeds[1][1] - seed - 20_014 - 1_009) % 15_485_863 == 0, "later_seed at the step of its start"
     for ring in (3, 4, 5):
         slots = list(stored(fed.replay, ring))
         _, origin, flag = slots[heads[ring]]
@@ -328,16 +288,6 @@ def test_a_lost_actor_is_replaced_and_its_episodes_end(tmp_path: Path) -> None:
         )
         priorities = fed.replay.tree.levels[0][ring * fed.replay.slots :]
         assert (priorities[int(heads[ring]) : int(fed.replay.head[ring]) - 3] > 0).any()
-
-
-class Warnings:
-    """Function that keeps the warnings of a run."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def __call__(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def test_an_actor_that_cannot_start_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
@@ -367,59 +317,3 @@ def test_silence_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     fed.training.run.warn = warnings = Warnings()  # type: ignore[method-assign]
     fed.iterate(1)
     assert warnings.texts == ["no actor has sent steps for -1 s: in the process of the test"]
-
-
-def test_a_run_logs_the_pace_of_both_sides(tmp_path: Path) -> None:
-    closing = train(tmp_path)
-    assert closing.startswith("ALE/Pong-v5 at step 600: ")
-    rows = metrics(tmp_path / "run")
-    assert [row["actors/active"] for row in rows] == [2] * 10
-    assert rows[-1]["actors/replaced"] == rows[-1]["actors/stale_steps"] == 0
-    late = rows[3:-1]
-    assert np.mean([row["actors/replay_ratio"] for row in late]) == pytest.approx(1 / 6, rel=0.2)
-    assert all(0 <= row["actors/staleness"] <= row["actors/max_staleness"] <= 40 for row in late)
-    assert rows[-1]["train/epsilon"] == pytest.approx(schedules.epsilon(Config(**SETTINGS), 0))
-    text = (tmp_path / "run" / "metrics.jsonl").read_text()
-    for name in ("actor_transitions_per_s", "learner_transitions_per_s", "blocked_share", "learn_share", "store_share"):
-        assert f"speed/{name}" in text
-
-
-def test_a_resumed_run_continues_its_counts_and_begins_new_episodes(tmp_path: Path) -> None:
-    train(tmp_path, total_steps=300, delete_replay=False)
-    first = LocalActors.made
-    config = Config(**(SETTINGS | {"name": "run", "total_steps": 600}))
-    with Run(config, kind="dqn", name="run", resume=True, quiet=True, root=tmp_path) as run:
-        training = dqn.Training(config, run, Compute(), World())
-        actors = feed.ActorFeed(training, dqn.dqn_loss, dqn.store)
-        actors.replaced = 7
-        training.start()
-        assert actors.replaced == 0
-        assert (training.step, len(training.replay) > 250) == (300, True)
-        assert (training.running_length_N == 0).all()
-        newest = np.arange(6) * training.replay.slots + training.replay.head - 1
-        flag = training.replay._host["flag"][newest]
-        assert (flag & (LAST | 2)).all(), "the unfinished episodes are truncated"
-        while training.step < 600:
-            actors.iterate()
-        assert training.updates == (600 - 120) // 6
-        assert {seed for made in LocalActors.made.seeds for seed in made}.isdisjoint(
-            seed for made in first.seeds for seed in made
-        )
-
-
-def test_a_checkpoint_is_saved_before_chunks_overwrite_what_the_last_one_needs(tmp_path: Path) -> None:
-    config = Config(**(SETTINGS | {"replay_capacity": 240, "checkpoint_every_steps": 60, "learning_starts": 10_000}))
-    saves: list[np.ndarray] = []
-    with Run(config, kind="dqn", name="run", resume=False, quiet=True, root=tmp_path) as run:
-        training = dqn.Training(config, run, Compute(), World())
-        actors = feed.ActorFeed(training, dqn.dqn_loss, dqn.store)
-        training.obs = training.env.reset(0)
-        replay = training.replay
-        for _ in range(120):
-            if replay.needs_checkpoint:
-                replay.state_dict()
-                saves.append(replay.head.copy())
-            actors.iterate()
-            last = saves[-1] if saves else np.zeros(6, np.int64)
-            assert (replay.head - last <= replay.slots - replay.window).all()
-    assert len(saves) > 1
