@@ -42,8 +42,8 @@ SETTINGS: dict[str, Any] = {
 class ActorEnv(ScriptedEnv):
     """Environments of one actor, numbered over all actors. Those of a replaced actor begin with a later episode."""
 
-    def __init__(self, actor: int, num_envs: int, first_episode: int = 0) -> None:
-        super().__init__(num_envs)
+    def __init__(self, actor: int, num_envs: int, first_episode: int = 0, frame_stack: int = 2) -> None:
+        super().__init__(num_envs, frame_stack)
         self.begins = [Origin(actor * num_envs + i, first_episode, 0) for i in range(num_envs)]
 
     def reset(self, seed: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.agents.actors.local_actors import GAMMA, SETTINGS, ActorEnv
 from tests.agents.scripted import Origin, ends_with, frame, reward_of
+from zerokara import envs
 from zerokara.agents import dqn
 from zerokara.agents.actors.actor import Actor, Chunk, pack_weights, unpack_weights
 from zerokara.agents.configs.dqn import Config
@@ -27,7 +28,7 @@ OBS_SHAPE = (2, 36, 36)
 
 def make_actor(loss: Any = dqn.dqn_loss, number: int = 1, **changes: Any) -> Actor:
     config = Config(**(SETTINGS | changes))
-    env = ActorEnv(number, config.num_envs)
+    env = ActorEnv(number, config.num_envs, frame_stack=config.frame_stack)
     return Actor(number, config, Compute(), loss, dqn.store, 7, env)
 
 
@@ -73,8 +74,9 @@ def test_a_chunk_holds_the_steps_of_the_environments() -> None:
     np.testing.assert_array_equal(chunks[-1].obs[0], actor.obs[0])
 
 
-def test_the_steps_of_a_chunk_are_what_the_replay_buffer_takes() -> None:
-    actor = make_actor()
+@pytest.mark.parametrize("frame_stack", [1, 2, 3])
+def test_the_steps_of_a_chunk_are_what_the_replay_buffer_takes(frame_stack: int) -> None:
+    actor = make_actor(frame_stack=frame_stack)
     truncations = 0
     for number, chunk in enumerate(collect(actor, 4)):
         for t, (frame_N, action_N, step) in enumerate(chunk.steps()):
@@ -178,6 +180,25 @@ def test_td_errors_are_those_of_the_loss_of_dqn(head: str) -> None:
     with torch.no_grad():
         expected = dqn.dqn_loss(actor.config, Compute(), actor.network, actor.network, *batch, *taus)[2]
     np.testing.assert_allclose(chunk.td_error, expected.numpy(), rtol=1e-5)
+
+
+def test_the_environments_have_the_cpus_and_the_seed_of_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    class Env(ActorEnv):
+        def reset(self, seed: int) -> np.ndarray:
+            seen["seed"] = seed
+            return super().reset(seed)
+
+    def make(env: str, num_envs: int, **options: Any) -> ActorEnv:
+        seen.update(options, num_envs=num_envs)
+        return Env(0, num_envs)
+
+    monkeypatch.setattr(envs, "make", make)
+    monkeypatch.setattr(Compute, "apply", lambda compute: seen.update(threads=compute.threads))
+    config = Config(**(SETTINGS | {"actor_cpus": 2.5}))
+    Actor(0, config, Compute(threads=7), dqn.dqn_loss, dqn.store, 2**31 + 5)
+    assert (seen["num_threads"], seen["threads"], seen["num_envs"], seen["seed"]) == (2, 2, 3, 5)
 
 
 def test_epsilons_are_those_of_the_paper_with_one_environment_per_actor() -> None:

@@ -53,7 +53,7 @@ def test_exceptions_and_warnings_of_the_environments_reach_the_run(tmp_path: Pat
     receive = fed.actors.receive
 
     def with_errors(timeout: float) -> Any:
-        arrived = receive(timeout)
+        arrived: Any = receive(timeout)
         return arrived and (arrived[0], arrived[1]._replace(errors=3, warnings=["an exception"]))
 
     fed.actors.receive = with_errors  # type: ignore[method-assign]
