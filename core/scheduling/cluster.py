@@ -321,6 +321,8 @@ def _connect(ray: Any, address: str, environment: Mapping[str, str]) -> None:
         )
     advice = "start one with: ray start --head; or leave --ray-address out to use this machine only."
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # of an attempt to connect; by default minutes
+    if address == "local":  # by default workers have nice 15, and hardly act on a machine that does anything else
+        os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         check_that_it_answers(address)
         ray.init(
