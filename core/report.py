@@ -163,7 +163,9 @@ def image_figure(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(width * columns, height * rows), dpi=100, layout="constrained")
-    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    # Invisible ticks would be laid out like visible ones, which takes half of the time.
+    without_ticks: dict[str, Sequence[float]] = {"xticks": (), "yticks": ()}
+    all_axes = list(figure.subplots(rows, columns, squeeze=False, subplot_kw=without_ticks).flat)
     for axes in all_axes:
         axes.set_axis_off()
     for axes, image_HWC, title in zip(all_axes, images, titles, strict=False):

@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 LIBRARIES = (
-    *("torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "numpy", "scipy.stats", "PIL.Image"),
+    *("torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "torch.utils.serialization.config"),
+    *("numpy", "scipy.stats", "PIL.Image"),
     *("cv2", "matplotlib.pyplot", "gymnasium", "ale_py", "rich.console", "rich.table", "safetensors.torch", "psutil"),
     *("optuna", "sqlalchemy.orm", "av"),
 )

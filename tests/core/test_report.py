@@ -82,6 +82,7 @@ def test_images_are_plotted_in_rows_with_their_titles() -> None:
     assert figure.get_size_inches().tolist() == [3, 1]
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", "d", "", ""]
     assert not any(axes.axison for axes in figure.axes)
+    assert not any([*axes.get_xticks(), *axes.get_yticks()] for axes in figure.axes)
     assert [np.asarray(axes.images[0].get_array()).shape for axes in figure.axes[:2]] == [(2, 2), (2, 2, 3)]
     assert len(image_figure(images[:1], ["a"]).axes) == 1
 
