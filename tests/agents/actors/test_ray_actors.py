@@ -99,6 +99,7 @@ def ray() -> Any:
     return pytest.importorskip("ray")
 
 
+@pytest.mark.slow
 def test_a_killed_actor_is_replaced(ray: Any, tmp_path: Path) -> None:
     with started(tmp_path, *RUN, "--total-steps", "20000") as process:
         wait(lambda: any(row.get("actors/active") == 2 for row in rows(tmp_path)), process)
@@ -115,6 +116,7 @@ def test_a_killed_actor_is_replaced(ray: Any, tmp_path: Path) -> None:
     assert "resume with" in out + err
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_resumes(ray: Any, tmp_path: Path) -> None:
     saved = tmp_path / "runs" / "catch" / "checkpoint-0.pt"
 
@@ -138,6 +140,7 @@ def test_a_killed_run_leaves_no_process_and_resumes(ray: Any, tmp_path: Path) ->
     assert "resumed" not in out or "new episodes" in out
 
 
+@pytest.mark.slow
 def test_actors_wait_for_a_machine_that_joins_the_cluster(ray: Any, tmp_path: Path) -> None:
     command = (*RUN, "--total-steps", "1000000", "--ray-address", "auto")
     with cluster() as join, started(tmp_path, *command, **TOKEN) as process:
@@ -193,6 +196,7 @@ class Broken(gymnasium.Env):
 """
 
 
+@pytest.mark.slow
 def test_an_exception_of_an_environment_ends_the_run_with_a_sentence(ray: Any, tmp_path: Path) -> None:
     (tmp_path / "my_env.py").write_text(BROKEN)
     with started(tmp_path, *RUN, "--env", "my_env.py:Broken", "--total-steps", "100000") as process:
