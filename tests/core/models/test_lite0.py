@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from tests.markers import needs_lite0
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 from zerokara.core.models import lite0
-from zerokara.core.models.weights import read_tensors
+from zerokara.core.models.normalization import is_published, published_moments
+from zerokara.core.models.weights import load_pretrained_backbone, read_tensors
 
 
 @needs_lite0
@@ -26,6 +28,20 @@ def test_every_weight_of_the_package_is_loaded() -> None:
     assert all(torch.equal(tensor, published[classifier.published_name(name)]) for name, tensor in own.items())
     assert not classifier.training
     assert not any(p.requires_grad for p in classifier.parameters())
+
+
+@needs_lite0
+def test_the_file_starts_a_backbone_for_small_images() -> None:
+    """As `--backbone efficientnet_lite0 --stem small --pretrained-backbone FILE` does, of all programs."""
+    path = lite0.find_weights("--lite0")
+    backbone = make_backbone(lite0.BACKBONE, 3, 64, stem="small")
+    report = load_pretrained_backbone(backbone, path)
+    assert (report.missing, report.wrong_shape) == ((), ())
+    assert report.unexpected == ("_fc.weight", "_fc.bias")
+    assert is_published(path), "so that its own normalization is used"
+    mean, std = published_moments(lite0.BACKBONE)
+    pixels = torch.tensor([0, 127, 255])
+    torch.testing.assert_close((pixels / 255 - mean[0]) / std[0], (pixels - 127) / 128)
 
 
 @needs_lite0
