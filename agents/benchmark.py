@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from zerokara.agents.configs.common import ProtocolName, Settings
+from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Range, Stopped, UserError, flag, run_main
@@ -114,9 +114,9 @@ from zerokara.agents.benchmarking import dopamine_curves
 from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
 from zerokara.agents.benchmarking.plan import (
     PlannedRun,
+    deviations_by_preset,
     make_job,
     plan_runs,
-    protocol_deviations,
     run_state,
 )
 from zerokara.agents.benchmarking.report import Record, Results, Section, read_record, save_curves, sections
@@ -188,7 +188,7 @@ def read_records(runs: Sequence[PlannedRun], protocol: ProtocolName) -> tuple[li
 
 def comparison_notes(runs: Sequence[PlannedRun], records: Sequence[Record], options: Options) -> list[str]:
     """List what limits the comparison of these scores with each other or with published ones."""
-    notes = protocol_deviations(runs[0].config, options.protocol)
+    notes = deviations_by_preset(runs, options.protocol)
     done = {(record.env, record.preset, record.seed) for record in records}
     if missing := [run.name for run in runs if (run.env, run.preset, run.seed) not in done]:
         notes.append(f"{len(missing)} of {len(runs)} runs are missing: {', '.join(missing)}")
@@ -203,7 +203,9 @@ def comparison_notes(runs: Sequence[PlannedRun], records: Sequence[Record], opti
     return notes
 
 
-def read_dopamine(options: Options, config: Settings) -> tuple[Mapping[str, Sequence[PublishedCurve]], list[str]]:
+def read_dopamine(
+    options: Options, runs: Sequence[PlannedRun]
+) -> tuple[Mapping[str, Sequence[PublishedCurve]], list[str]]:
     """Read Dopamine's curves if their protocol is the one of this benchmark.
 
     Returns:
@@ -215,7 +217,7 @@ def read_dopamine(options: Options, config: Settings) -> tuple[Mapping[str, Sequ
     curves = dopamine_curves.read_files([Path(name) for name in options.dopamine], options.envs)
     if not curves:
         return {}, []
-    reason = "; ".join(protocol_deviations(config, options.protocol))
+    reason = "; ".join(deviations_by_preset(runs, options.protocol))
     if options.protocol != dopamine_curves.PROTOCOL:
         reason = f"protocol {options.protocol} has no sticky actions and scores evaluation episodes"
     if reason:
@@ -308,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         devices=[options.device] if options.ray_address else available_devices(options.device),
         keep_replays=options.keep_replays,
     )
-    published, dopamine_notes = read_dopamine(options, runs[0].config)
+    published, dopamine_notes = read_dopamine(options, runs)
     failed: dict[str, str] = {}
     if not options.report:
         failed, stopped = run_all(runs, options, folder, max_processes)
@@ -322,7 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if failed and not records:
         sys.exit(1)  # the reason of each failure is already printed
     if not records:
-        raise UserError(f"No run is finished, so there is no table: read {folder}/logs, or omit --report.")
+        print(*unscored, sep="\n", end="\n" if unscored else "", file=sys.stderr)
+        raise UserError(f"No run can be scored, so there is no table: read {folder}/logs, or omit --report.")
 
     protocol, machine, commit = describe_protocol(runs, options), describe_machine(), git_commit()
     results = Results.of(records, published)

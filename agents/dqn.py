@@ -232,7 +232,8 @@ class Training(Session):
         due = schedules.updates_due(config, self.step)
         if self.updates >= due:
             return
-        fill = min(config.learning_starts, config.replay_capacity) // self.world.size
+        # Of several actors perhaps only one has a place so far.
+        fill = min(config.learning_starts, config.replay_capacity // max(1, config.actors)) // self.world.size
         if self.world.any(len(self.replay) < fill, self.compute.torch_device):
             # Not filled yet, or empty after a resume without a saved buffer: these updates are skipped, but counted.
             self.updates = due

@@ -22,7 +22,11 @@ cpus=${SLURM_CPUS_PER_TASK:-1}
 export RAY_USAGE_STATS_ENABLED=0
 
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --port="$port" --num-cpus="$cpus" --block &
-until ray status --address="$head:$port" > /dev/null 2>&1; do sleep 2; done
+first_node=$!
+until ray status --address="$head:$port" > /dev/null 2>&1; do
+    kill -0 "$first_node" 2> /dev/null || { echo "Ray did not start on $head" >&2; exit 1; }
+    sleep 2
+done
 others=$((SLURM_JOB_NUM_NODES - 1))
 if [ "$others" -gt 0 ]; then
     srun --overlap --nodes="$others" --ntasks="$others" --exclude="$head" \

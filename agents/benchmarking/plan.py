@@ -164,6 +164,18 @@ def protocol_deviations(config: Settings, protocol: ProtocolName) -> list[str]:
     ]
 
 
+def deviations_by_preset(runs: Sequence[PlannedRun], protocol: ProtocolName) -> list[str]:
+    """Describe how the presets of runs deviate from a protocol; the presets are named where not all of them do."""
+    configs = {run.preset: run.config for run in runs}
+    presets: dict[str, list[str]] = {}
+    for preset, config in configs.items():
+        for text in protocol_deviations(config, protocol):
+            presets.setdefault(text, []).append(preset)
+    return [
+        text if len(names) == len(configs) else f"{text} (preset {', '.join(names)})" for text, names in presets.items()
+    ]
+
+
 def format_arguments(config_class: type[Settings], fields: Mapping[str, Any]) -> list[str]:
     """Format config fields as a command line.
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from zerokara.agents.configs import names
 from zerokara.agents.configs.actors import check_actors
 from zerokara.agents.configs.arcade import ARCADE
-from zerokara.agents.configs.common import Count, Fraction, OptionalCount, Positive, Settings
+from zerokara.agents.configs.common import PADDED_BACKBONES, Count, Fraction, OptionalCount, Positive, Settings
 from zerokara.agents.configs.presets import PAPER_PRESETS
 from zerokara.agents.configs.reading import read_agent_config
 from zerokara.core.config import NamesOrPath, Range, UserError, flag
@@ -139,9 +139,9 @@ class Config(Settings):
     """Prioritized replay: step at which beta begins to change. start is step 0; learning_starts is --learning-starts,
     as in DQN Zoo."""
     per_priority: Literal["kl", "cross_entropy"] = "kl"
-    """Prioritized replay with c51: priority of a transition. kl is the divergence of the words of Rainbow's paper;
-    cross_entropy is the loss that published code uses. They differ by the entropy of the target, and the gradient of
-    the loss is the same."""
+    """Prioritized replay with c51: priority of a transition. kl is the KL divergence, which the text of Rainbow's paper
+    names; cross_entropy is the loss that published code uses. They differ by the entropy of the target, and the
+    gradient of the loss is the same."""
     per_uniform_fraction: Fraction = 0.0
     """Prioritized replay: fraction of samples drawn uniformly; 0.001 in DQN Zoo."""
     reset_every_updates: Annotated[int, Range(0)] = 0
@@ -186,9 +186,11 @@ class Config(Settings):
     actor_cpus: Positive = 1.0
     """CPUs that Ray reserves for an actor."""
     max_replay_ratio: Annotated[float | None, Range(0, low_open=True)] = None
-    """Updates per agent step at most; None: --gradient-steps / --train-every-steps. Then the learner waits."""
+    """Maximum number of updates per agent step, at which the learner waits; None: --gradient-steps divided by
+    --train-every-steps."""
     min_replay_ratio: Annotated[float | None, Range(0)] = None
-    """Updates per agent step at least; None: as --max-replay-ratio. Below it the actors wait; 0: they never do."""
+    """Minimum number of updates per agent step, below which the actors wait; None: as --max-replay-ratio. With 0 they
+    never wait."""
     max_staleness: Count = 2_000
     """Updates after which an actor's weights are too old. Its steps are then not learned from."""
     ray_address: str = ""
@@ -240,7 +242,7 @@ def refuse_contradictions(config: Config) -> None:
             "--final-learning-rate and --optimizer rmsprop cannot be combined: the RMSProp of the 2015 paper has a "
             "constant learning rate; leave one of the two out."
         )
-    if config.same_padding and config.backbone not in ("nature", "nips", "der"):
+    if config.same_padding and config.backbone not in PADDED_BACKBONES:
         raise UserError(
             f"--same-padding is an option of the backbones nature, nips and der, not of --backbone {config.backbone}: "
             f"choose one of them, or leave --same-padding out."

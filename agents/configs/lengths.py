@@ -44,6 +44,8 @@ def fit_lengths(config: ConfigT, given: Collection[str]) -> ConfigT:
     changes: dict[str, Any] = {}
     for name, divisor in DIVISORS.items():
         maximum = max(minimum(config, name), config.total_steps // divisor)
+        if name == "per_beta_steps" and getattr(config, "per_beta_begins", "start") == "learning_starts":
+            maximum -= changes.get("learning_starts", getattr(config, "learning_starts", 0))
         has_effect = name not in requires or requires[name][0](config)
         if name not in given and has_effect and (getattr(config, name, None) or 0) > maximum:
             changes[name] = maximum

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from zerokara.agents.configs.common import ATARI_FIELDS, Settings
+from zerokara.agents.configs.common import ATARI_FIELDS, PADDED_BACKBONES, Settings
 from zerokara.agents.configs.lengths import fit_lengths
 from zerokara.agents.configs.protocols import OVERRIDES
 from zerokara.core.config import UserError, is_import_path
@@ -70,6 +70,8 @@ def read_agent_config(
         own = games.get(config.env, {}) if config.preset == default_preset else {}
         if not config.is_atari:  # what a preset sets for Atari games has no effect on other environments
             own = {**dict.fromkeys(ATARI_FIELDS), **own}
+        if getattr(config, "same_padding", False) and getattr(config, "backbone", "") not in PADDED_BACKBONES:
+            own = {**own, "same_padding": False}  # what a preset sets for its own backbone
         config = replace(config, **{name: value for name, value in own.items() if name not in given})
         return fit_lengths(config, given)
 

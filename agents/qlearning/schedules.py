@@ -56,8 +56,14 @@ def per_beta(config: Config, step: int) -> float:
 
 
 def is_target_update_due(config: Config, updates: int) -> bool:
-    """True if the target network is copied after this many updates; `target_update_steps` counts agent steps."""
-    before, now = ((u * config.train_every_steps // config.gradient_steps) for u in (updates - 1, updates))
+    """True if the target network is copied after this many updates; `target_update_steps` counts agent steps.
+
+    With `max_replay_ratio`, these are the agent steps of updates at this ratio.
+    """
+    if config.max_replay_ratio is None:
+        before, now = (u * config.train_every_steps // config.gradient_steps for u in (updates - 1, updates))
+    else:
+        before, now = (int(u / config.max_replay_ratio) for u in (updates - 1, updates))
     return now // config.target_update_steps > before // config.target_update_steps
 
 

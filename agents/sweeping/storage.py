@@ -111,8 +111,8 @@ def check_option(storage: str) -> None:
             url = sqlalchemy.engine.make_url(storage)
         except (sqlalchemy.exc.ArgumentError, ValueError):
             raise _not_a_storage(storage) from None
-        if url.password is not None:
-            hidden = url.render_as_string(hide_password=True)
+        if url.password is not None or any(word in key for key in url.query for word in ("password", "passwd")):
+            hidden = url.set(query={}).render_as_string(hide_password=True)
             raise UserError(
                 f"--storage {hidden} has a password, which config.json and the list of processes would show: leave it "
                 f"out, and put it into the environment variable PGPASSWORD or the file ~/.pgpass (MySQL: an option "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ with lmdb.open(sys.argv[1], readonly=True, lock=False, readahead=False) as datab
         if cursor.last() and number < entries:
             sys.exit("it has fewer entries than it states")
 """
+CRASHES = tuple(-getattr(signal, name) for name in ("SIGBUS", "SIGSEGV") if hasattr(signal, name))
+DAMAGE = ("it has ", "lmdb.")  # beginnings of the last line: of the texts above, and of LMDB's exceptions
 _checked: set[str] = set()  # databases without damage, by `_key`, for systems whose cache cannot be written
 
 
@@ -63,7 +66,7 @@ def check_pages(folder: Path, progress: Progress | None) -> None:
             _visit(folder, progress)
             if record is not None:
                 with contextlib.suppress(OSError):
-                    record.write(f"{(folder / FILE).resolve()} has no damage\n")
+                    record.write(f"{(folder / FILE).resolve()} has no damage\n".encode())
     _checked.add(key)
 
 
@@ -74,13 +77,13 @@ def _key(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def _opened_record(key: str) -> Iterator[IO[str] | None]:
+def _opened_record(key: str) -> Iterator[IO[bytes] | None]:
     """Open and lock the record of a database, which is empty if it was not checked; None without a writable cache."""
     with contextlib.ExitStack() as stack:
         record = None
         with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
             cache_folder().mkdir(parents=True, exist_ok=True)
-            record = stack.enter_context((cache_folder() / key).open("a+", encoding="utf-8"))
+            record = stack.enter_context((cache_folder() / key).open("a+b", buffering=0))  # no error at its end
             lock(record, wait=True)
             record.seek(0)
         yield record
@@ -109,4 +112,6 @@ def _visit(folder: Path, progress: Progress | None) -> None:
             raise
     if process.returncode:
         reason = lines[-1] if lines else f"reading it ended with code {process.returncode}"
-        raise UserError(f"{folder / FILE} is damaged inside ({reason}): replace it with an undamaged copy.")
+        if process.returncode in CRASHES or reason.startswith(DAMAGE):
+            raise UserError(f"{folder / FILE} is damaged inside ({reason}): replace it with an undamaged copy.")
+        raise UserError(f"The check of {folder / FILE} ended early ({reason}): type the same command again.")

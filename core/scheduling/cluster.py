@@ -132,6 +132,11 @@ class Cluster:
         Raises:
             UserError: none has.
         """
+        if self.options.ray_gpus > 1 and self.options.ray_gpus % 1:
+            raise UserError(
+                f"--ray-gpus is {self.options.ray_gpus:g}, and Ray divides single GPUs only: give a number up to 1, or "
+                f"a whole number."
+            )
         wanted = {"CPU": ("ray_cpus", self.options.ray_cpus), "GPU": ("ray_gpus", self.options.ray_gpus)}
         nodes = [node["Resources"] for node in self.nodes()]
         able = [node for node in nodes if all(node.get(key, 0) >= value for key, (_, value) in wanted.items())]
@@ -237,17 +242,17 @@ class ClusterJob:
                 self._lost(_last_line(error))
             else:
                 self._ray.kill(self._actor)  # gives its resources back
-                if outcome.problem:
-                    self._lost(outcome.problem)
+                if outcome.problem:  # the node gave it back without a start, so it does not count as a failure
+                    self._lost(outcome.problem, counts=False)
                 else:
                     self._exit = Exit(outcome.code, outcome.last_line)
         return self._exit
 
-    def _lost(self, reason: str) -> None:
+    def _lost(self, reason: str, *, counts: bool = True) -> None:
         if self._stopped:
             self._exit = Exit(EXIT_STOPPED, "")
             return
-        self._losses += 1
+        self._losses += counts
         if self._losses == MAX_LOSSES:
             self._exit = Exit(1, f"lost by the cluster {MAX_LOSSES} times, at last because: {reason}")
             return

@@ -1,6 +1,4 @@
-"""Parent of a process on a node of a cluster: it outlives the worker that started it. Run as a script.
-
-    python guard.py LOG COMMAND...
+"""Parent of a process on a node of a cluster: it outlives the worker that started it (`main`, run by `node.GUARD`).
 
 The worker writes a byte to the guard's standard input to send a signal to the process: "t" for SIGTERM, "k" for SIGKILL
 to its whole session. If the worker ends, however that happens, its end of the pipe is closed, and the guard sends
@@ -17,7 +15,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -51,7 +48,3 @@ def follow(process: subprocess.Popen[bytes]) -> None:
             process.terminate()
     if not asked:  # a second SIGTERM would end a run that is saving
         process.terminate()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

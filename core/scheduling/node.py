@@ -17,6 +17,8 @@ from zerokara.core.scheduling import guard
 from zerokara.core.scheduling.job import Job, last_line
 
 LOCK_SECONDS = 0.5  # interval between two looks at the lock of a run folder
+# Runs `guard.main` without the packages that contain it, which take time to import.
+GUARD = "import pathlib, runpy, sys; runpy.run_path(sys.argv[1])['main'](pathlib.Path(sys.argv[2]), sys.argv[3:])"
 FOLDER_SECONDS = 10.0  # before a node that does not see the shared folder gives the job back
 
 
@@ -60,7 +62,7 @@ class Runner:
             mark: the driver's file in the shared folder.
         """
         if not mark.exists():
-            self._stopped.wait(FOLDER_SECONDS)  # another node may take the job meanwhile
+            self._stopped.wait(FOLDER_SECONDS)  # it is submitted again, perhaps to another node
             problem = f"{socket.gethostname()} does not see {mark.parent}, which all nodes must share"
             return Outcome(0, "", problem)
         while not job.can_start() and not self._stopped.is_set():
@@ -70,7 +72,7 @@ class Runner:
             if self._stopped.is_set():
                 return Outcome(0, "", "stopped before it started")
             self._guard = subprocess.Popen(
-                [sys.executable, guard.__file__, str(job.log), sys.executable, *job.arguments_now()],
+                [sys.executable, "-c", GUARD, guard.__file__, str(job.log), sys.executable, *job.arguments_now()],
                 cwd=job.working_folder,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **job.environment},
                 stdin=subprocess.PIPE,

@@ -14,6 +14,7 @@ seeds.json (the command), finished/ (a file for each finished run). docs/cluster
 from __future__ import annotations
 
 import importlib
+import math
 import shlex
 import statistics
 import sys
@@ -171,15 +172,17 @@ def check_same_command(folder: Path, module: str, arguments: Sequence[str], runs
     Raises:
         UserError: they were started in another way.
     """
+    started: list[str] = []
     if (folder / COMMAND_FILE).exists():
-        saved = read_json(folder / COMMAND_FILE, program=str, arguments=list)
+        saved = read_json(folder / COMMAND_FILE, program=str, arguments=list, runs=list)
+        started = saved["runs"]
         if (saved["program"], saved["arguments"]) != (module, list(arguments)):
-            started = shlex.join([saved["program"], "--", *map(str, saved["arguments"])])
+            before = shlex.join([saved["program"], "--", *map(str, saved["arguments"])])
             raise UserError(
-                f"{folder} was started with {started} and cannot resume with {shlex.join([module, '--', *arguments])}: "
+                f"{folder} was started with {before} and cannot resume with {shlex.join([module, '--', *arguments])}: "
                 f"use the same command, or choose another --name."
             )
-    elif taken := [run.folder for run in runs if (run.folder / "config.json").exists()]:
+    if taken := [run.folder for run in runs if run.name not in started and (run.folder / "config.json").exists()]:
         raise UserError(f"{taken[0]} already holds a run that was started otherwise: choose another --name.")
 
 
@@ -217,7 +220,10 @@ def run_all(
         where = f"{options.jobs} at the same time" if cluster is None else cluster.describe()
         progress.print(f"{len(jobs)} of {len(runs)} runs to train, {where}, CPU threads of each: {options.threads}")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / COMMAND_FILE, {"program": module, "arguments": list(arguments)})
+        saved = folder / COMMAND_FILE
+        earlier = read_json(saved, runs=list)["runs"] if saved.exists() else []
+        names = sorted({*earlier, *(run.name for run in runs)})
+        write_json(saved, {"program": module, "arguments": list(arguments), "runs": names})
         pool = ProcessPool(options.jobs, {}, on_exit, monitor.update, launcher(cluster))
         try:
             pool.run(jobs)
@@ -240,12 +246,15 @@ def mark_finished(name: str, folder: Path, line: str) -> None:
 def read_results(folder: Path) -> dict[str, float]:
     """Return the results of a finished run: its metrics final/..., or its last evaluation if it has none.
 
+    A result that is NaN or infinite is NaN.
+
     Raises:
         UserError: it has no metrics, or they are damaged.
     """
     last: dict[str, float] = {}
     for row in read_metrics(folder / "metrics.jsonl"):
         last |= {key: value for key, value in row.items() if isinstance(value, int | float)}
+        last |= dict.fromkeys((key for key, value in row.items() if value is None), math.nan)  # written as null
     for group in RESULT_GROUPS:
         if results := {key: value for key, value in last.items() if key.startswith(group)}:
             return results
@@ -286,6 +295,11 @@ def print_table(
         console.print(part)
 
 
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values that JSON can represent: None for NaN."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+
+
 def _cell(value: float | int | None) -> str:
     return "-" if value is None else format_value(float(value))
 
@@ -301,6 +315,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         jobs, threads = divide_cores(usable_cores(), num_runs, options.jobs, options.threads)
         devices = available_devices("auto")
+        if not options.jobs and devices[0].startswith("cuda"):  # runs on one GPU would compete for its memory
+            jobs = min(jobs, len(devices))
     options = replace(options, name=name, jobs=jobs, threads=threads)
     check_name(name)
     folder = Path("runs") / name
@@ -322,8 +338,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "program": module,
         "arguments": arguments,
         "seeds": [run.seed for run in finished],
-        "summary": summary,
-        "runs": results,
+        "summary": {metric: _finite(numbers) for metric, numbers in summary.items()},
+        "runs": {run: _finite(values) for run, values in results.items()},
         "failed": dict(failed),
         "versions": describe_versions(),
         "git_commit": git_commit(),

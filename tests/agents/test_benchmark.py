@@ -17,6 +17,7 @@ from zerokara.agents import benchmark
 from zerokara.agents.benchmarking import normalization
 from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
 from zerokara.agents.benchmarking.normalization import Scale, score_scale
+from zerokara.agents.benchmarking.plan import PlannedRun
 from zerokara.agents.benchmarking.report import Record, Results, Section, comparable_environments, sections
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.viewing.curves import Curve
@@ -182,7 +183,7 @@ def test_error_prints_one_line_and_exits_with_code_2(tmp_path: Path) -> None:
         (["--protocol", "mine"], "--protocol cannot be 'mine'"),
         (["--name", "a/b"], "--name cannot be"),
         (["--device", "toaster"], "no device 'toaster'"),
-        (["--report"], "No run is finished"),
+        (["--report"], "No run can be scored"),
         (["--dopamine", "dopamine_pong.json"], "no Atari game"),
     ],
 )
@@ -272,7 +273,9 @@ def test_dopamine_curves_are_shown_only_with_their_protocol(words: list[str], me
     given: dict[str, Any] = {
         name: float(value) for name, _, value in (setting.partition("=") for setting in options.settings)
     }
-    curves, (note,) = benchmark.read_dopamine(options, Config(protocol=options.protocol, **given))
+    config = Config(protocol=options.protocol, **given)
+    run = PlannedRun("ALE/Pong-v5", "fast", 1, "dqn", config, ())
+    curves, (note,) = benchmark.read_dopamine(options, [run])
     assert message in note
     assert bool(curves) == ("begin" in note)
 

@@ -15,6 +15,7 @@ from zerokara.agents.benchmarking import plan as benchmark_plan
 from zerokara.agents.benchmarking.plan import (
     PRESETS,
     PlannedRun,
+    deviations_by_preset,
     make_job,
     memory_needed,
     plan_runs,
@@ -233,6 +234,13 @@ def test_deviations_from_a_protocol_are_listed() -> None:
     assert deviations("repeat_action_probability=0.5", protocol="machado") == [
         "repeat_action_probability is 0.5, but 0.25 in protocol machado"
     ]
+
+
+def test_deviations_of_some_presets_name_them() -> None:
+    runs = planned(("ALE/Pong-v5",), ("fast", "btr"), protocol="machado")
+    assert deviations_by_preset(runs, "machado") == ["noop_max is 30, but 0 in protocol machado (preset btr)"]
+    both = planned(("ALE/Pong-v5",), ("fast", "nature"), settings=("eval-epsilon=0.1",))
+    assert deviations_by_preset(both, "nature") == ["eval_epsilon is 0.1, but 0.05 in protocol nature"]
 
 
 def test_switches_that_may_be_none_are_formatted() -> None:

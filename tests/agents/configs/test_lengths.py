@@ -74,7 +74,7 @@ def test_lengths_of_a_short_run() -> None:
     )
     assert dqn.read_config(["--total-steps", "100000"]).eval_every_steps == 20_000
     nature = dqn.read_config(["--preset", "prioritized", "--total-steps", "100000"])
-    assert (nature.learning_starts, nature.epsilon_decay_steps, nature.per_beta_steps) == (10_000, 50_000, 100_000)
+    assert (nature.learning_starts, nature.epsilon_decay_steps, nature.per_beta_steps) == (10_000, 50_000, 90_000)
     parallel = pqn.read_config(["--total-steps", "100000"])
     assert values(parallel, ["epsilon_decay_steps", "eval_every_steps", "log_every_steps"]) == {
         "epsilon_decay_steps": 50_000,
@@ -103,3 +103,16 @@ def test_settings_of_a_game_that_contradict_a_flag_are_named() -> None:
     with pytest.raises(UserError, match="--munchausen and --double cannot be combined"):
         dqn.read_config(["--env", "zerokara/Snake-v0", "--munchausen"])
     assert dqn.read_config(["--env", "zerokara/Snake-v0", "--munchausen", "--no-double"]).munchausen
+
+
+def test_beta_reaches_its_end_in_a_short_run() -> None:
+    config = dqn.read_config(["--env", "ALE/Pong-v5", "--preset", "rainbow", "--total-steps", "100000"])
+    assert config.learning_starts + config.per_beta_steps == 100_000
+
+
+def test_what_a_preset_sets_for_its_backbone_does_not_apply_to_another_one() -> None:
+    config = dqn.read_config(["--env", "ALE/Pong-v5", "--preset", "dopamine", "--backbone", "impala"])
+    assert not config.same_padding
+    assert dqn.read_config(["--env", "ALE/Pong-v5", "--preset", "dopamine"]).same_padding
+    with pytest.raises(UserError, match="--same-padding is an option of the backbones"):
+        dqn.read_config(["--env", "ALE/Pong-v5", "--same-padding", "--backbone", "impala"])

@@ -60,6 +60,11 @@ def test_target_updates_are_counted_in_agent_steps_for_any_replay_ratio() -> Non
         assert renewals == min(2000, 2000 * every // at_once // target)
 
 
+def test_target_updates_with_a_maximum_replay_ratio() -> None:
+    c = Config(train_every_steps=4, gradient_steps=1, target_update_steps=2000, max_replay_ratio=1.0)
+    assert [u for u in range(1, 6001) if schedules.is_target_update_due(c, u)] == [2000, 4000, 6000]
+
+
 def test_values_at_the_limits_of_the_schedules() -> None:
     assert schedules.max_n_step(Config(n_step=1)) == 1
     assert schedules.max_n_step(Config(n_step=5, n_step_start=2)) == 5

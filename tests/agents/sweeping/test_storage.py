@@ -196,6 +196,7 @@ def test_a_study_of_another_folder_is_refused(tmp_path: Path) -> None:
         ("postgres", r"--storage cannot be 'postgres': it must be journal, a file name ending in \.journal or \.log"),
         ("missing/s.journal", "no folder missing for --storage missing/s.journal: create it"),
         ("postgresql://me:secret@host/db", r"postgresql://me:\*\*\*@host/db has a password, which config\.json"),
+        ("postgresql://host/db?user=me&password=secret", r"--storage postgresql://host/db has a password, which"),
         ("://", "--storage cannot be '://'"),
     ],
 )

@@ -90,6 +90,15 @@ def test_a_damaged_database_is_not_recorded(database: Path, visits: Visits, monk
     assert len(visits) == 2
 
 
+def test_a_check_that_is_killed_says_nothing_about_the_database(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "import lmdb_of_nobody"):
+        monkeypatch.setattr(lmdb_check, "VISIT", program)
+        with pytest.raises(UserError, match=r"check of .*data\.mdb ended early \(.*\): type the same command again"):
+            check_pages(database, None)
+
+
 def test_without_a_cache_that_can_be_written_this_process_remembers(
     database: Path, visits: Visits, tmp_path: Path
 ) -> None:

@@ -97,6 +97,26 @@ def test_a_lost_job_is_submitted_again_and_its_run_resumes(monkeypatch: pytest.M
     assert warnings == ["a was lost by the cluster and is submitted again: The node died"]
 
 
+def test_a_node_without_the_shared_folder_does_not_fail_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("zerokara.core.scheduling.pool.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("zerokara.core.scheduling.node.FOLDER_SECONDS", 0.0)
+    hidden, marks = tmp_path / "hidden", list[Path]()
+
+    def start(actor: Actor) -> None:
+        if len(ray.actors) == 1:  # as if the node did not see the driver's file
+            (mark,) = tmp_path.rglob(f"{cluster_module.MARK}*")
+            marks.append(mark)
+            mark.rename(hidden)
+        if len(ray.actors) == MAX_LOSSES + 3:
+            hidden.rename(marks[0])
+        actor.alive.set()
+
+    ray = use(monkeypatch, start=start)
+    _, ended, warnings = run([job("a", "print('done')")])
+    assert ended == {"a": (0, "done")}
+    assert len(warnings) == MAX_LOSSES + 2
+
+
 def test_a_job_that_is_always_lost_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zerokara.core.scheduling.pool.POLL_SECONDS", 0.01)
     ray = use(monkeypatch, start=lambda actor: actor.die("Out of memory"))
@@ -155,6 +175,7 @@ def test_without_an_address_jobs_run_on_this_machine(monkeypatch: pytest.MonkeyP
     ("options", "message"),
     [
         ({"ray_gpus": 2.0}, r"No node of the cluster has --ray-cpus 1 and --ray-gpus 2 \(nodes: 4 CPU cores, 1 GPUs"),
+        ({"ray_gpus": 1.5}, "--ray-gpus is 1.5, and Ray divides single GPUs only"),
         ({"ray_cpus": 5.0}, "No node of the cluster has --ray-cpus 5"),
         ({"ray_address": "ray://head:10001"}, "--ray-address cannot be 'ray://head:10001': it must be auto"),
         ({"ray_address": "head"}, "--ray-address cannot be 'head'"),

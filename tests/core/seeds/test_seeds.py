@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from pathlib import Path
 
@@ -76,18 +77,23 @@ def test_error_messages(words: tuple[str, ...], message: str, tmp_path: Path) ->
 def test_runs_of_another_command_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "s"
     folder.mkdir(parents=True)
-    (folder / "seeds.json").write_text(json.dumps({"program": "vision.classify", "arguments": ["--epochs", "2"]}))
+    (folder / "seeds.json").write_text(
+        json.dumps({"program": "vision.classify", "arguments": ["--epochs", "2"], "runs": ["s-1"]})
+    )
     with pytest.raises(UserError, match=r"started with vision\.classify -- --epochs 2 and .* -- --epochs 3: use"):
         seeds.main([*PROGRAM, "--", "--epochs", "3"])
     with pytest.raises(UserError, match=r"cannot resume with generative\.dcgan --: use the same command"):
         seeds.main(["dcgan", "--name", "s"])
+    for name in ("s-1", "s-2"):  # this program has started the first one only
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.json").touch()
+    with pytest.raises(UserError, match=r"runs/s-2 already holds a run that was started otherwise"):
+        seeds.main([*PROGRAM, "--", "--epochs", "2"])
     (folder / "seeds.json").write_text("[]")
     with pytest.raises(UserError, match=r"runs/s/seeds\.json was not written by this program"):
         seeds.main([*PROGRAM, "--", "--epochs", "3"])
     (folder / "seeds.json").unlink()
-    (tmp_path / "runs" / "s-2").mkdir()
-    (tmp_path / "runs" / "s-2" / "config.json").touch()
-    with pytest.raises(UserError, match=r"runs/s-2 already holds a run that was started otherwise"):
+    with pytest.raises(UserError, match=r"runs/s-1 already holds a run that was started otherwise"):
         seeds.main([*PROGRAM, "--", "--epochs", "2"])
     (folder / "config.json").touch()
     with pytest.raises(UserError, match=r"runs/s is the folder of a run"):
@@ -110,6 +116,10 @@ def test_results_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     seeds.print_table(summary, {name: results[name] for name in "ab"})
     assert capsys.readouterr().out.split()[-5:] == ["eval/fid", "5", "1.41", "4", "6"]
     assert seeds.summarize({"a": results["a"]})["eval/fid"]["deviation"] is None
+    (tmp_path / "b" / "metrics.jsonl").write_text(
+        json_line(1, {"eval/fid": 8.0}) + json_line(2, {"eval/fid": math.nan})
+    )
+    assert math.isnan(seeds.read_results(tmp_path / "b")["eval/fid"]), "not that of an earlier evaluation"
     assert seeds.summarize(results) == seeds.summarize({}) == {}
 
 
