@@ -34,9 +34,10 @@ if [ "$others" -gt 0 ]; then
 fi
 
 # This script runs on the first node. bash handles a signal after `wait`, which the signal ends.
+driver=
+trap '[ -z "$driver" ] || kill -TERM "$driver"' TERM
 python -m "zerokara.$program" --ray-address auto "$@" &
 driver=$!
-trap 'kill -TERM "$driver"' TERM
 code=0
 wait "$driver" || code=$?
 while kill -0 "$driver" 2> /dev/null; do

@@ -16,7 +16,7 @@ COMMANDS = {
     "scontrol": 'printf "n1\\nn2\\nn3\\n"',
     "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"',
     "ray": 'if [ "$1" = start ]; then exec sleep 60; fi; [ -e ready ] || { touch ready; exit 1; }',
-    "python": 'trap "echo saved >> $OUT; exit 75" TERM; [ -z "${WAITS:-}" ] || { sleep 60 & wait; }; exit 3',
+    "python": 'trap "echo saved >> $OUT; exit 75" TERM; echo ready >> $OUT; [ -z "${WAITS:-}" ] || { sleep 60 & wait; }; exit 3',
 }
 
 
@@ -67,9 +67,8 @@ def test_sigterm_before_the_time_limit_reaches_the_program(tmp_path: Path, scrip
     words = ("agents.sweep", "n_step=1..5") if script == "slurm_ray.sh" else ("n_step=1..5", "--storage", "journal")
     process, out = start(tmp_path, script, *words, WAITS="1")
     deadline = time.monotonic() + 60
-    while (not out.exists() or "python -m" not in out.read_text()) and time.monotonic() < deadline:
+    while (not out.exists() or "ready" not in out.read_text().split()) and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.2)  # the script sets its handler after it has started the program
     process.terminate()
     assert end(process) == 75
     assert out.read_text().splitlines()[-1] == "saved"
