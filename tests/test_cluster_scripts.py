@@ -16,7 +16,8 @@ COMMANDS = {
     "scontrol": 'printf "n1\\nn2\\nn3\\n"',
     "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"',
     "ray": 'if [ "$1" = start ]; then exec sleep 60; fi; [ -e ready ] || { touch ready; exit 1; }',
-    "python": 'trap "echo saved >> $OUT; exit 75" TERM; echo ready >> $OUT; [ -z "${WAITS:-}" ] || { sleep 60 & wait; }; exit 3',
+    "python": 'trap "echo saved >> $OUT; exit 75" TERM; echo ready >> $OUT; '
+    '[ -z "${WAITS:-}" ] || { sleep 60 & wait; }; exit 3',
 }
 
 
