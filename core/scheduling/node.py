@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a node sees of the shared folder."""
+    """View of the shared folder from a node."""
 
     host: str
     file: bool  # the driver's file
