@@ -23,8 +23,8 @@ ConfigT = TypeVar("ConfigT", bound=Any)
 def configure(
     config_class: type[ConfigT],
     presets: Mapping[str, Mapping[str, Any]],
-    argv: Sequence[str] | None,
-    description: str,
+    argv: Sequence[str] | None = None,
+    description: str = "",
     *,
     kind: str,
     name_fields: Sequence[str],

@@ -5,8 +5,9 @@ One object is the command line, runs/<name>/config.json and TensorBoard's hparam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.config import Positional, Range
@@ -127,13 +128,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-
-def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
-    """Read the config from the command line; with --resume, from the run's folder.
-
-    Raises:
-        UserError: as in `core.run_config.configure`.
-    """
-    return configure(
-        Config, PRESETS, argv, description, kind=KIND, name_fields=("pictures", "seed"), changeable=CHANGEABLE
-    )
+read_config = partial(configure, Config, PRESETS, kind=KIND, name_fields=("pictures", "seed"), changeable=CHANGEABLE)
+"""Reads the config from the command line; with --resume, from the run's folder."""

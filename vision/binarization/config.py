@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.config import NamesOrPath, Range
@@ -105,13 +106,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-
-def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
-    """Read the config from the command line; with --resume, from the run's folder.
-
-    Raises:
-        UserError: as in `core.run_config.configure`.
-    """
-    return configure(
-        Config, PRESETS, argv, description, kind=KIND, name_fields=("data", "network", "seed"), changeable=CHANGEABLE
-    )
+read_config = partial(
+    configure, Config, PRESETS, kind=KIND, name_fields=("data", "network", "seed"), changeable=CHANGEABLE
+)
+"""Reads the config from the command line; with --resume, from the run's folder."""

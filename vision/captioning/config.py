@@ -6,8 +6,9 @@ gradient step, an epoch is one pass over the training images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.choices import Stem
@@ -121,19 +122,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {"min_word_count": 5, "beam_size": 20, "length_penalty": 0.0, "image_size": 224},
 }
 
-
-def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
-    """Read the config from the command line; with --resume, from the run's folder.
-
-    Raises:
-        UserError: as in `core.run_config.configure`.
-    """
-    return configure(
-        Config,
-        PRESETS,
-        argv,
-        description,
-        kind=KIND,
-        name_fields=("data", "backbone", "preset", "split_seed", "seed"),
-        changeable=CHANGEABLE,
-    )
+read_config = partial(
+    configure,
+    Config,
+    PRESETS,
+    kind=KIND,
+    name_fields=("data", "backbone", "preset", "split_seed", "seed"),
+    changeable=CHANGEABLE,
+)
+"""Reads the config from the command line; with --resume, from the run's folder."""

@@ -5,8 +5,9 @@ The same object is the command line, runs/<name>/config.json and TensorBoard's h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -234,19 +235,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-
-def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
-    """Read the config from the command line; with --resume, from the run's folder.
-
-    Raises:
-        UserError: as in `core.run_config.configure`.
-    """
-    return configure(
-        Config,
-        PRESETS,
-        argv,
-        description,
-        kind=KIND,
-        name_fields=("data", "method", "preset", "seed"),
-        changeable=CHANGEABLE,
-    )
+read_config = partial(
+    configure, Config, PRESETS, kind=KIND, name_fields=("data", "method", "preset", "seed"), changeable=CHANGEABLE
+)
+"""Reads the config from the command line; with --resume, from the run's folder."""
