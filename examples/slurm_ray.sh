@@ -16,7 +16,7 @@ set -euo pipefail
 
 program=${1:?name a program: agents.benchmark, agents.sweep or core.seeds}
 shift
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # `head` would end scontrol with SIGPIPE
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs may share a node
 cpus=${SLURM_CPUS_PER_TASK:-1}
 export RAY_USAGE_STATS_ENABLED=0
@@ -33,14 +33,17 @@ if [ "$others" -gt 0 ]; then
         ray start --address="$head:$port" --num-cpus="$cpus" --block &
 fi
 
-# This script runs on the first node. bash handles a signal after `wait`, which the signal ends.
+# This script runs on the first node. A signal ends `wait`, with the signal's code instead of the program's: wait again,
+# also for a program that has ended by now, whose code bash still knows.
 driver=
-trap '[ -z "$driver" ] || kill -TERM "$driver"' TERM
+signals=0
+trap 'signals=$((signals + 1)); [ -z "$driver" ] || kill -TERM "$driver" 2> /dev/null || true' TERM
 python -m "zerokara.$program" --ray-address auto "$@" &
 driver=$!
-code=0
-wait "$driver" || code=$?
-while kill -0 "$driver" 2> /dev/null; do
+[ "$signals" -eq 0 ] || kill -TERM "$driver" 2> /dev/null || true # the signal came before the line above
+before=-1
+while [ "$before" -ne "$signals" ]; do
+    before=$signals
     code=0
     wait "$driver" || code=$?
 done

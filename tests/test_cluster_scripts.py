@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[1]
-# Each writes its name and arguments to $OUT. `ray start` runs until it is killed, python with $WAITS until SIGTERM.
+# Each writes its name and arguments to $OUT. `ray start` runs until it is killed, python with $WAITS until SIGTERM;
+# python begins when Ray has started on $RAY_STARTS machines (here all commands run on one, in any order).
 COMMANDS = {
     "scontrol": 'printf "n1\\nn2\\nn3\\n"',
     "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"',
     "ray": 'if [ "$1" = start ]; then exec sleep 60; fi; [ -e ready ] || { touch ready; exit 1; }',
-    "python": 'trap "echo saved >> $OUT; exit 75" TERM; echo ready >> $OUT; '
+    "python": 'until [ "$(grep -c "^ray start" $OUT)" -ge ${RAY_STARTS:-0} ]; do sleep 0.01; done; '
+    'trap "echo saved >> $OUT; exit 75" TERM; echo ready >> $OUT; '
     '[ -z "${WAITS:-}" ] || { sleep 60 & wait; }; exit 3',
 }
 
@@ -47,12 +50,13 @@ def start(tmp_path: Path, script: str, *words: str, **environment: str) -> tuple
 def end(process: subprocess.Popen[bytes]) -> int:
     """Wait for a script; end what it has left running, as SLURM does."""
     code = process.wait(60)
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     return code
 
 
 def test_ray_is_started_on_all_nodes_and_the_program_on_the_first(tmp_path: Path) -> None:
-    process, out = start(tmp_path, "slurm_ray.sh", "agents.benchmark", "--seeds", "1", "2")
+    process, out = start(tmp_path, "slurm_ray.sh", "agents.benchmark", "--seeds", "1", "2", RAY_STARTS="2")
     assert end(process) == 3, "the exit code of the program"
     lines = out.read_text().splitlines()
     head = "ray start --head --port=20007 --num-cpus=5 --block"
@@ -66,7 +70,7 @@ def test_ray_is_started_on_all_nodes_and_the_program_on_the_first(tmp_path: Path
 @pytest.mark.parametrize("script", ["slurm_ray.sh", "slurm_sweep.sh"])
 def test_sigterm_before_the_time_limit_reaches_the_program(tmp_path: Path, script: str) -> None:
     words = ("agents.sweep", "n_step=1..5") if script == "slurm_ray.sh" else ("n_step=1..5", "--storage", "journal")
-    process, out = start(tmp_path, script, *words, WAITS="1")
+    process, out = start(tmp_path, script, *words, WAITS="1", RAY_STARTS="2" if script == "slurm_ray.sh" else "0")
     deadline = time.monotonic() + 60
     while (not out.exists() or "ready" not in out.read_text().split()) and time.monotonic() < deadline:
         time.sleep(0.01)
