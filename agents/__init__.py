@@ -1,1 +1,1 @@
-"""Reinforcement learning: DQN and its extensions, PQN, replay, evaluation and plots."""
+"""Reinforcement learning: DQN and its extensions, PQN, streaming Q(lambda), replay, evaluation and plots."""

@@ -4,9 +4,10 @@
     python -m agents.benchmark --envs zerokara/Catch-v0 zerokara/Snake-v0 --presets fast pqn-paper --total-steps 50000
     python -m agents.benchmark --presets dopamine --protocol machado --dopamine dopamine_pong.json
 
-Each run is one of agents.dqn or agents.pqn (presets pqn-...), in runs/<name>-<environment>-<preset>-<seed>. As many run
-at the same time as cores and memory allow. Repeat the same command to resume: finished runs are only read, and
-interrupted runs resume. The protocol defines the score (agents/configs/protocols.py) and is the same for all presets.
+Each run is one of agents.dqn, agents.pqn (presets pqn-...) or agents.stream (presets stream-...), in the folder
+runs/<name>-<environment>-<preset>-<seed>. As many run at the same time as cores and memory allow. Repeat the same
+command to resume: finished runs are only read, and interrupted runs resume. The protocol defines the score
+(agents/configs/protocols.py) and is the same for all presets.
 
 Output in runs/<name>/: table.md, results.json (all numbers and the protocol), curves-frames.png, curves-hours.png, and
 the output of the runs in logs/. Statistics: agents/benchmarking/statistics.py, after Agarwal et al. 2021.
@@ -70,7 +71,7 @@ class Options(ClusterOptions):
     envs: tuple[str, ...] = ("ALE/Pong-v5",)
     """Environment ids."""
     presets: tuple[str, ...] = ("fast",)
-    """Names of presets. Those of agents.pqn have the prefix pqn-."""
+    """Names of presets. Those of agents.pqn have the prefix pqn-, those of agents.stream stream-."""
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
     """Seeds. Each preset is trained in each environment once per seed."""
     protocol: ProtocolName = "nature"

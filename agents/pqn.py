@@ -128,6 +128,7 @@ class Training(Session):
     """State of a PQN run, one iteration of the training loop, and the updates."""
 
     config: Config
+    learner: Learner
 
     def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
         super().__init__(config, run, compute, world, "agents.pqn", env)

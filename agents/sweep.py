@@ -4,9 +4,9 @@ r"""Search hyperparameters of an agent with Optuna.
         -- --env zerokara/Catch-v0 --total-steps 50000 --eval-every-steps 5000
 
 The command line has three parts: the search space, the options of the sweep and, after --, the options of the agent,
-which all trials share. Each trial trains with agents.dqn or agents.pqn once per seed. Its learning curve is read while
-it trains, and a trial with a low value is pruned. The first trial has the agent's own settings, if they lie in the
-search space. Settings are sampled by the tree-structured Parzen estimator (TPE, Bergstra et al. 2011).
+which all trials share. Each trial trains with agents.dqn, or with the program of --agent, once per seed. Its learning
+curve is read while it trains, and a trial with a low value is pruned. The first trial has the agent's own settings, if
+they lie in the search space. Settings are sampled by the tree-structured Parzen estimator (TPE, Bergstra et al. 2011).
 
 Output in runs/<name>/: study.db (Optuna study, SQLite), runs/ (a run folder for each trial and seed), logs/,
 trials.csv, history.png, importance.png. With --storage, several processes share one study. Repeat the same command to

@@ -251,3 +251,30 @@ class ReLU(nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (PyTorch's name)
         return relu(input)
+
+
+class SampleNorm(nn.Module):
+    """Layer normalization over all elements of a sample (B, ...), without weights (Ba et al. 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize every sample to mean 0 and variance 1."""
+        return F.layer_norm(x, x.shape[1:])
+
+
+@torch.no_grad()
+def sparse_init_(weight: Tensor, sparsity: float) -> Tensor:
+    """Initialize a weight (O, I, ...) uniformly within 1 / sqrt(I ...), with zeros for a fraction of each output unit.
+
+    Elsayed et al. 2024, "Streaming Deep Reinforcement Learning Finally Works", algorithm 1. The number of zeros is
+    rounded up, as in the published code: of fewer than 1 / (1 - sparsity) inputs none is connected at first.
+
+    Args:
+        weight: changed in place.
+        sparsity: fraction of zeros among the weights of each output unit.
+    """
+    rows_OI = weight.view(len(weight), -1)
+    inputs = rows_OI.shape[1]
+    rows_OI.uniform_(-(inputs**-0.5), inputs**-0.5)
+    # The ranks of random numbers are a random permutation of each row.
+    ranks_OI = torch.rand(rows_OI.shape).argsort(dim=1).argsort(dim=1).to(weight.device)
+    return rows_OI.masked_fill_(ranks_OI < math.ceil(sparsity * inputs), 0.0)

@@ -23,6 +23,7 @@ PROGRAMS: Mapping[str, str] = MappingProxyType(
     {
         "agents.dqn": "train a DQN agent",
         "agents.pqn": "train an agent with parallel Q-learning (PQN)",
+        "agents.stream": "train an agent with streaming Q(lambda)",
         "agents.evaluate": "score trained agents over whole episodes",
         "agents.play": "show a trained agent in a window or a video",
         "agents.export": "write a trained agent as safetensors and ONNX files",

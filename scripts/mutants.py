@@ -51,6 +51,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/agents/test_wiring_pqn.py",
         "tests/agents/test_pqn.py",
     ),
+    "agents/stream.py": ("tests/agents/test_wiring_stream.py", "tests/agents/test_stream.py"),
     "agents/actors/actor.py": (f"{_A}/test_actor.py", f"{_A}/test_feed.py"),
     "agents/actors/feed.py": (f"{_A}/test_feed.py", f"{_A}/test_feed_runs.py"),
     "agents/qlearning/learner.py": (f"{_Q}/test_learner.py", f"{_Q}/test_learner_graph.py", f"{_Q}/test_family.py"),

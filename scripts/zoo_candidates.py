@@ -80,7 +80,7 @@ def read_candidate(run: Path, compute: Compute, data: str = "") -> Candidate:
     """Read the trained network of a run.
 
     Args:
-        run: folder of a run of vision.classify, agents.dqn, agents.pqn or generative.dcgan.
+        run: folder of a run of vision.classify, agents.dqn, agents.pqn, agents.stream or generative.dcgan.
         compute: device.
         data: description of the training data; empty: that of the run.
 

@@ -71,8 +71,8 @@ def test_a_mistake_creates_nothing(
 
 
 TRAINING = (
-    *("agents.dqn", "agents.pqn", "generative.dcgan", "generative.style_transfer", "generative.fast_style"),
-    *("vision.classify", "vision.binary", "vision.segment", "vision.detect", "vision.caption"),
+    *("agents.dqn", "agents.pqn", "agents.stream", "generative.dcgan", "generative.style_transfer"),
+    *("generative.fast_style", "vision.classify", "vision.binary", "vision.segment", "vision.detect", "vision.caption"),
 )
 
 

@@ -94,6 +94,7 @@ def test_the_list_of_programs_needs_no_large_library(server: Server, tmp_path: P
 COMMANDS = {
     "dqn": "agents.dqn --env zerokara/Catch-v0 --total-steps 400 --learning-starts 100 --eval-every-steps 0",
     "pqn": "agents.pqn --env zerokara/Catch-v0 --total-steps 400 --eval-every-steps 0",
+    "stream": "agents.stream --env zerokara/Catch-v0 --total-steps 100 --eval-every-steps 0",
     "dcgan": "generative.dcgan --updates 2 --batch-size 8 --eval-every-updates 0 --video-every-updates 0",
     "classify": "vision.classify --epochs 1 --train-images 200 --validation-images 100 --no-test",
 }

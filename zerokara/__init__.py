@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         load_generator,
         load_segmenter,
     )
-    from zerokara.training import train_classifier, train_dcgan, train_dqn, train_pqn
+    from zerokara.training import train_classifier, train_dcgan, train_dqn, train_pqn, train_stream
 
 __all__ = [
     "Agent",
@@ -56,6 +56,7 @@ __all__ = [
     "train_dcgan",
     "train_dqn",
     "train_pqn",
+    "train_stream",
 ]
 
 # Module and name in it; zerokara.predictors and zerokara.training for what is not here.

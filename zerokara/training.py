@@ -55,6 +55,13 @@ def train_pqn(*, callback: LogCallback | None = None, **settings: Any) -> Agent:
     return _train_agent(pqn, settings, callback)
 
 
+def train_stream(*, callback: LogCallback | None = None, **settings: Any) -> Agent:
+    """Train an agent with streaming Q(lambda) and return it, as `python -m agents.stream`; see `train_dqn`."""
+    from zerokara.agents import stream
+
+    return _train_agent(stream, settings, callback)
+
+
 def train_dcgan(*, callback: LogCallback | None = None, **settings: Any) -> Sampler:
     """Train a GAN and return its best generator, as `python -m generative.dcgan`; see `train_dqn`.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_type_hints
 import numpy as np
 
 from zerokara import envs
-from zerokara.agents.configs import dqn, pqn
+from zerokara.agents.configs import dqn, pqn, stream
 from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS, ProtocolName, Settings
 from zerokara.agents.configs.defaults import preset_values
 from zerokara.agents.configs.protocols import PROTOCOLS
@@ -38,6 +38,7 @@ ReadConfig = Callable[[Sequence[str]], Settings]
 PRESETS: Mapping[str, tuple[str, type[Settings], ReadConfig, str]] = {
     **{name: ("dqn", dqn.Config, dqn.read_config, name) for name in dqn.PRESETS},
     **{f"pqn-{name}": ("pqn", pqn.Config, pqn.read_config, name) for name in pqn.PRESETS},
+    **{f"stream-{name}": ("stream", stream.Config, stream.read_config, name) for name in stream.PRESETS},
 }
 
 
@@ -248,9 +249,10 @@ def memory_needed(config: Settings) -> dict[str, int]:
     if isinstance(config, dqn.Config):
         margin = config.checkpoint_every_steps + 4 * config.num_envs
         replay_bytes = bytes_needed(config.replay_capacity, margin, frame, dtype)
-    else:
-        assert isinstance(config, pqn.Config)
+    elif isinstance(config, pqn.Config):
         replay_bytes = bytes_needed(config.rollout_steps * config.num_envs * config.frame_stack, 0, frame, dtype)
+    else:  # nothing is stored
+        replay_bytes = 0
     if config.device.startswith("cuda"):
         return {"main": PROCESS_BYTES, config.device: replay_bytes + DEVICE_BYTES}
     return {"main": replay_bytes + PROCESS_BYTES}

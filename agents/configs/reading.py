@@ -1,4 +1,4 @@
-"""Reading of an agent's config from the command line, shared by DQN and PQN."""
+"""Reading of an agent's config from the command line, shared by all agents."""
 
 from __future__ import annotations
 

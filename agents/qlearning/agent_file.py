@@ -17,9 +17,9 @@ from typing import Any, Self
 
 import torch
 
-from zerokara.agents.configs import dqn, pqn
+from zerokara.agents.configs import dqn, pqn, stream
 from zerokara.agents.configs.common import Settings
-from zerokara.agents.qlearning.network import QNetwork, make_network, make_pqn_network
+from zerokara.agents.qlearning.network import QNetwork, make_network, make_pqn_network, make_stream_network
 from zerokara.core.backbones.registry import BackboneName
 from zerokara.core.config import UserError, from_dict
 from zerokara.core.models.model_file import Metadata, run_origin
@@ -30,6 +30,7 @@ BEST = "agent-best.safetensors"
 ALGORITHMS: dict[str, tuple[type[Settings], Callable[[Any, tuple[int, int, int], int], QNetwork]]] = {
     "dqn": (dqn.Config, make_network),
     "pqn": (pqn.Config, make_pqn_network),
+    "stream": (stream.Config, make_stream_network),
 }
 
 
@@ -39,7 +40,7 @@ class AgentMetadata(Metadata[QNetwork]):
 
     FORMAT = "zerokara-agent-1"
     NETWORK = "Q-network"
-    PROGRAM = "agents.dqn or agents.pqn"
+    PROGRAM = "agents.dqn, agents.pqn or agents.stream"
     FILE = BEST
 
     algorithm: str  # key of ALGORITHMS

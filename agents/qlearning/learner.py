@@ -171,12 +171,17 @@ class Learner:
                 weight.lerp_(fresh[name], perturb_factor if name.startswith("backbone.") else 1.0)
             for tensors in self.optimizer.state_dict()["state"].values():
                 torch._foreach_zero_(list(tensors.values()))
-        self.refresh()
-        self.update_target_network()
+        self.update_copies()
 
     def refresh(self) -> None:
         """Update the working copy after a change of the weights that was not made by the optimizer."""
         optim.refresh_copies(self.optimizer)
+
+    def update_copies(self) -> None:
+        """Update working copy and target network after a change of the weights that was not made by the optimizer."""
+        self.refresh()
+        if self.has_target:
+            self.update_target_network()
 
     # ---- CUDA graph
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from zerokara.agents.configs import dqn, pqn
+from zerokara.agents.configs import dqn, pqn, stream
 from zerokara.agents.qlearning.heads import HEADS, ScalarHead
+from zerokara.agents.qlearning.normalization import InputNormalization
 from zerokara.core.backbones.registry import BackboneName, is_custom, make_backbone, option_names
-from zerokara.core.layers import NoisyLinear, ReLU
+from zerokara.core.layers import NoisyLinear, ReLU, SampleNorm, sparse_init_
 
 WeightInit = Literal["he", "torch", "xavier"]
 
@@ -203,4 +204,47 @@ def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_ac
                 nn.init.zeros_(module.bias)
     out = network.advantage[-1].get_parameter("weight")
     nn.init.normal_(out, std=config.hidden_units**-0.5)
+    return network
+
+
+class StreamNetwork(QNetwork):
+    """Q-network with a normalization of its input, whose statistics are buffers (`normalization`)."""
+
+    normalization: nn.Module
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """Features (B, F) of the backbone."""
+        return super().features(self.normalization(x_BCHW))
+
+
+def make_stream_network(config: stream.Config, obs_shape: tuple[int, int, int], num_actions: int) -> StreamNetwork:
+    """Create the Q-network of streaming Q(lambda) (Elsayed et al. 2024): sparse weights, LayerNorm without weights.
+
+    The hidden layer has a leaky ReLU; a backbone has its own activation, which of `stream` is a leaky ReLU, too. A
+    backbone of one's own keeps its initialization and its normalization.
+    """
+    has_layer_norm = "layer_norm" in option_names(config.backbone)
+    network = StreamNetwork(
+        obs_shape,
+        num_actions,
+        backbone=config.backbone,
+        width=config.width_multiplier,
+        hidden_units=config.hidden_units,
+        dueling=False,
+        layer_norm=config.layer_norm,
+        backbone_options={"layer_norm": config.layer_norm} if has_layer_norm else None,
+    )
+    network.advantage[2] = nn.LeakyReLU()
+    for name, module in list(network.named_modules()):
+        if name.startswith("backbone") and network.has_custom_backbone:
+            continue
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            sparse_init_(module.weight, config.init_sparsity)
+            nn.init.zeros_(module.get_parameter("bias"))
+        elif isinstance(module, nn.LayerNorm):
+            parent, _, child = name.rpartition(".")
+            network.get_submodule(parent).add_module(child, SampleNorm())
+    frame_shape = (obs_shape[0] // config.frame_stack, *obs_shape[1:])
+    normalizes, padded = config.normalize_observations, config.frame_stack > 1
+    network.normalization = InputNormalization(frame_shape, padded) if normalizes else nn.Identity()
     return network

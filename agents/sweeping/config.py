@@ -53,8 +53,8 @@ class Config(ClusterOptions):
 
     search: Annotated[tuple[str, ...], Positional("field=values")] = ()
     """Search space: name=low..high, name=log:low..high or name=value,value for each field of the agent's config."""
-    agent: Literal["dqn", "pqn"] = "dqn"
-    """Program that trains: agents.dqn or agents.pqn."""
+    agent: Literal["dqn", "pqn", "stream"] = "dqn"
+    """Program that trains: agents.dqn, agents.pqn or agents.stream."""
     name: str = ""
     """Name of the folder under runs/; empty: composed of agent and environment."""
     trials: Count = 20

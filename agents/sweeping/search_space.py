@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-from zerokara.agents.configs import dqn, pqn
+from zerokara.agents.configs import dqn, pqn, stream
 from zerokara.agents.configs.common import OUTPUT_FIELDS, Settings
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, flag, negated_flag, note, rename, suggest
@@ -56,6 +56,7 @@ class AgentProgram(NamedTuple):
 AGENTS: Mapping[str, AgentProgram] = {
     "dqn": AgentProgram("agents.dqn", dqn.Config, dqn.PRESETS, dqn.read_config),
     "pqn": AgentProgram("agents.pqn", pqn.Config, pqn.PRESETS, pqn.read_config),
+    "stream": AgentProgram("agents.stream", stream.Config, stream.PRESETS, stream.read_config),
 }
 
 

@@ -29,6 +29,7 @@ from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay import ALL, Rows
 from zerokara.agents.qlearning.replay_deletion import delete_replays
+from zerokara.agents.qlearning.traces import TraceLearner
 from zerokara.agents.training.best_agent import BestAgent
 from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_processes
 from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
@@ -72,7 +73,7 @@ class Session(ABC):
     """
 
     config: Settings
-    learner: Learner
+    learner: Learner | TraceLearner
     policy: Policy
 
     def __init__(
@@ -173,9 +174,8 @@ class Session(ABC):
             weights = zoo.find_weights(pretrained_backbone)
             self.run.print(str(load_pretrained_backbone(self.learner.network.backbone, weights)))
             provenance.record(self.run, pretrained_backbone)
-            self.learner.refresh()
-            if self.learner.has_target:
-                self.learner.update_target_network()
+            if isinstance(self.learner, Learner):  # otherwise there are no copies of the weights
+                self.learner.update_copies()
 
     def print_warnings(self) -> None:
         """Print the messages of the environments."""

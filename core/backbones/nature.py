@@ -8,12 +8,16 @@
 Rainbow): 32 5x5 filters of stride 5, 64 5x5 of stride 5; its head has hidden layers of 256. Padding is added so that
 the output depends on every pixel: without it, the last 9 columns and rows of 84x84 would be ignored, which contain the
 agent's paddle in Pong.
+`stream`: Elsayed et al. 2024, "Streaming Deep Reinforcement Learning Finally Works", the published code for Atari: 32
+8x8 filters of stride 5, 64 4x4 of stride 3, 64 3x3 of stride 2, each with leaky ReLU; its head is a hidden layer of
+256.
 
 The DQN of Dopamine is `nature` with `same_padding`: 84x84 becomes 21x21, 11x11, 11x11 instead of 20x20, 9x9, 7x7.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, cast
 
 import torch
@@ -57,13 +61,13 @@ class _Conv(nn.Conv2d):
 
 
 class _Strided(Backbone):
-    """Convolutions, each followed by ReLU; `layers` lists (channels, kernel, stride, padding).
+    """Convolutions, each followed by `activation`; `layers` lists (channels, kernel, stride, padding).
 
     Args:
         in_channels: channels of the images.
         image_size: side or (H, W) of the images, in pixels.
         width: factor on the channels.
-        layer_norm: normalize the channels of every pixel before the ReLU (Gallici et al. 2024, the published code).
+        layer_norm: normalize the channels of every pixel before the activation (Gallici et al. 2024, published code).
         same_padding: pad as SAME of TensorFlow and Flax, so that the output of a layer has ceil(size / stride) pixels.
     """
 
@@ -71,6 +75,7 @@ class _Strided(Backbone):
     default_classes = 18
     layers: ClassVar[tuple[tuple[int, int, int, int], ...]]
     hidden_units: ClassVar[int] = 256
+    activation: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(relu)
 
     def __init__(
         self,
@@ -107,7 +112,7 @@ class _Strided(Backbone):
     def stages(self, x: Tensor) -> list[Tensor]:
         maps = []
         for margin, conv, norm in zip(self._margins, self.convs, self.norms, strict=True):
-            x = relu(norm(conv(x if margin is None else F.pad(x, margin))))
+            x = self.activation(norm(conv(x if margin is None else F.pad(x, margin))))
             maps.append(x)
         return maps
 
@@ -135,3 +140,10 @@ class Der(_Strided):
     """Network of data-efficient Rainbow, with a sixth of the multiply-adds and a tenth of the weights of `nature`."""
 
     layers = ((32, 5, 5, 1), (64, 5, 5, 2))
+
+
+class Stream(_Strided):
+    """Network of streaming Q(lambda), with 3.1 million multiply-adds and 78 thousand weights at 84x84."""
+
+    layers = ((32, 8, 5, 0), (64, 4, 3, 0), (64, 3, 2, 0))
+    activation = staticmethod(F.leaky_relu)

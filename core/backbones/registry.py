@@ -27,7 +27,7 @@ from zerokara.core.backbones.googlenet import GoogLeNet
 from zerokara.core.backbones.impala import Impala
 from zerokara.core.backbones.kernels import KERNELS
 from zerokara.core.backbones.mlp import Mlp
-from zerokara.core.backbones.nature import Der, Nature, Nips
+from zerokara.core.backbones.nature import Der, Nature, Nips, Stream
 from zerokara.core.backbones.r3 import R3
 from zerokara.core.config import UserError, flag, is_import_path, suggest
 from zerokara.core.importing import load_callable
@@ -39,6 +39,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "nature": Nature,
     "nips": Nips,
     "der": Der,
+    "stream": Stream,
     "impala": Impala,
     "deep_cnn": DeepCnn,
     "alexnet": AlexNet,

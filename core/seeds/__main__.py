@@ -33,8 +33,8 @@ from zerokara.core.scheduling.pool import ProcessPool
 
 # Programs that train: their modules have the function read_config, which reads a command line.
 TRAINING_PROGRAMS = (
-    *("agents.dqn", "agents.pqn", "generative.dcgan", "generative.fast_style", "vision.classify", "vision.segment"),
-    *("vision.detect", "vision.caption", "vision.binary"),
+    *("agents.dqn", "agents.pqn", "agents.stream", "generative.dcgan", "generative.fast_style", "vision.classify"),
+    *("vision.segment", "vision.detect", "vision.caption", "vision.binary"),
 )
 SET_HERE = ("--name", "--seed", "--resume")
 RESULT_GROUPS = ("final/", "eval/")  # of metrics: results of a finished run; without them, its last evaluation

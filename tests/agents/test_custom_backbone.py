@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.agents.small_runs import CATCH
-from zerokara.agents import dqn, evaluate, play, pqn
+from zerokara.agents import dqn, evaluate, play, pqn, stream
 from zerokara.agents.configs.pqn import Config as PqnConfig
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
@@ -44,6 +44,10 @@ PQN = (
     *(*SMALL, "--backbone", "my_net.py:MyNet", "--name", "own", "--total-steps", "256", "--rollout-steps", "8"),
     *("--num-minibatches", "2", "--log-every-steps", "64", "--eval-every-steps", "128", "--eval-episodes", "2"),
 )
+STREAM = (
+    *(*SMALL, "--num-envs", "1", "--backbone", "my_net.py:MyNet", "--name", "own", "--total-steps", "60"),
+    *("--log-every-steps", "20", "--eval-every-steps", "30", "--eval-episodes", "2"),
+)
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if not key.startswith("speed")} for line in lines]
 
 
-@pytest.mark.parametrize(("program", "words"), [(dqn, DQN), (pqn, PQN)], ids=["dqn", "pqn"])
+@pytest.mark.parametrize(("program", "words"), [(dqn, DQN), (pqn, PQN), (stream, STREAM)])
 def test_a_run_can_be_resumed_evaluated_and_played_while_the_file_is_there(
     program: ModuleType, words: tuple[str, ...], file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,7 +73,8 @@ def test_a_run_can_be_resumed_evaluated_and_played_while_the_file_is_there(
     assert json.loads((run / "config.json").read_text())["config"]["backbone"] == "my_net.py:MyNet"
     agent = load_agent(run, threads=1)
     backbone = agent.policy.network.backbone
-    assert backbone.state_dict()["module.layers.1.num_batches_tracked"] > 0, "updates are made in training mode"
+    batches = backbone.state_dict()["module.layers.1.num_batches_tracked"]
+    assert (batches > 0) == (program is not stream), "updates are made in training mode, except from one observation"
     assert not backbone.training
     total = words[words.index("--total-steps") + 1]
     program.main(["--name", "own", "--resume", "--quiet", "--total-steps", str(int(total) + 64)])

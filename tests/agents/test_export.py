@@ -16,6 +16,7 @@ from tests.markers import needs_onnx
 from zerokara.agents import export
 from zerokara.agents.configs import dqn as dqn_config
 from zerokara.agents.configs import pqn as pqn_config
+from zerokara.agents.configs import stream as stream_config
 from zerokara.agents.qlearning.agent_file import BEST, AgentMetadata
 from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.viewing.loading import evaluation_seed, load_agent
@@ -32,7 +33,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def save_agent(algorithm: str = "dqn", **changes: Any) -> Path:
     """Write the model file of an agent with random weights."""
-    config_class = {"dqn": dqn_config.Config, "pqn": pqn_config.Config}[algorithm]
+    config_class = {"dqn": dqn_config.Config, "pqn": pqn_config.Config, "stream": stream_config.Config}[algorithm]
     obs_shape = changes.pop("obs_shape", None)
     config = config_class(**{**NARROW, **changes})
     metadata = AgentMetadata(
@@ -56,6 +57,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"noisy": True},
     {"backbone": "impala", "spectral_norm": True, "pool_size": 3},
     {"algorithm": "pqn"},
+    {"algorithm": "stream"},
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.agents.small_runs import CATCH
-from zerokara.agents import dqn, evaluate, play, pqn
+from zerokara.agents import dqn, evaluate, play, pqn, stream
 from zerokara.agents.configs.dqn import read_config
 from zerokara.agents.qlearning.replay import Replay, bytes_needed
 from zerokara.agents.viewing.loading import load_agent
@@ -64,6 +64,9 @@ DQN = [
 PQN = [
     *(*WORDS, "--total-steps", "256", "--rollout-steps", "8", "--num-minibatches", "2", "--log-every-steps", "64"),
     *("--eval-every-steps", "128"),
+]
+STREAM = [
+    *(*WORDS, "--num-envs", "1", "--total-steps", "100", "--eval-every-steps", "50", "--hidden-units", "8"),
 ]
 
 
@@ -133,7 +136,7 @@ def test_numbers_are_not_scaled_as_pixels_are() -> None:
     assert torch.equal(Compute(compile=True, channels_last=True).images(x), x), "four numbers are not four bytes"
 
 
-@pytest.mark.parametrize(("program", "words"), [(dqn, DQN), (pqn, PQN)], ids=["dqn", "pqn"])
+@pytest.mark.parametrize(("program", "words"), [(dqn, DQN), (pqn, PQN), (stream, STREAM)])
 @pytest.mark.parametrize("backbone", ["mlp", "my_env.py:Net"])
 def test_a_whole_run(program: ModuleType, words: list[str], backbone: str, capsys: pytest.CaptureFixture[str]) -> None:
     if backbone != "mlp":

@@ -148,6 +148,13 @@ def test_a_callback_stops_the_run_which_can_be_resumed(capsys: pytest.CaptureFix
     assert zerokara.train_pqn(env=Blink, name="a", resume=True, callback=lambda *_: True, **settings).step == 400
 
 
+def test_streaming(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**TINY, "num_envs": 1, "total_steps": 60}
+    agent = zerokara.train_stream(env=Blink, backbone=Net, name="a", **settings)
+    assert (agent.step, agent.updates) == (60, 60)
+    assert zerokara.train_stream(env=Blink, name="a", resume=True, **{**settings, "total_steps": 80}).step == 80
+
+
 def test_an_exception_of_a_callback_reaches_the_caller() -> None:
     def fail(step: int, metrics: dict[str, float]) -> None:
         raise ZeroDivisionError(step)

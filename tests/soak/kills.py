@@ -55,6 +55,12 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "dqn-per-noisy-iqn": (
         *("agents.dqn", *_DQN, "--head", "iqn", "--noisy", "--per-alpha", "0.5", "--n-step", "3", "--double"),
     ),
+    "stream": (
+        *("agents.stream", "--env", "zerokara/Catch-v0", "--total-steps", "600", "--width-multiplier", "0.25"),
+        *("--hidden-units", "16", "--epsilon-decay-steps", "300", "--log-every-steps", "50"),
+        *("--checkpoint-every-steps", "70", "--eval-every-steps", "200", "--eval-episodes", "4"),
+        *("--eval-max-steps", "60", *_FIXED, "--compile", "off"),
+    ),
     "dcgan-conditional": (
         *("generative.dcgan", "--conditional", "--generator-width", "0.125", "--discriminator-width", "0.125"),
         *("--latent-dim", "8", "--batch-size", "16", "--updates", "60", "--log-every-updates", "10"),

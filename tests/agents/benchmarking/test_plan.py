@@ -195,6 +195,8 @@ def test_memory_is_that_of_replay_and_process() -> None:
     }
     (pqn,) = planned(presets=("pqn-paper",))
     assert memory_needed(pqn.config)["main"] - benchmark_plan.PROCESS_BYTES == 128 * 32 * 4 * (84 * 84 + 9)
+    (stream,) = planned(presets=("stream-paper",))
+    assert (stream.kind, memory_needed(stream.config)) == ("stream", {"main": benchmark_plan.PROCESS_BYTES})
 
 
 def test_memory_of_vectors_is_that_of_their_numbers() -> None:

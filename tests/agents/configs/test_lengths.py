@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zerokara.agents.configs import dqn, pqn
+from zerokara.agents.configs import dqn, pqn, stream
 from zerokara.agents.configs.arcade import ARCADE
 from zerokara.agents.configs.common import Settings
 from zerokara.agents.configs.defaults import default_values
@@ -36,6 +36,13 @@ def test_presets_of_dqn_fit_their_own_number_of_steps(preset: str) -> None:
 def test_presets_of_pqn_fit_their_own_number_of_steps(preset: str) -> None:
     config = pqn.read_config(["--preset", preset])
     assert lengths(config) == lengths(pqn.Config(**{**pqn.PRESETS[preset], "preset": preset}))
+    assert describe_lengths(config, default_values(config)) == ""
+
+
+@pytest.mark.parametrize("preset", stream.PRESETS)
+def test_presets_of_streaming_fit_their_own_number_of_steps(preset: str) -> None:
+    config = stream.read_config(["--preset", preset])
+    assert lengths(config) == lengths(stream.Config(**{**stream.PRESETS[preset], "preset": preset}))
     assert describe_lengths(config, default_values(config)) == ""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from zerokara.agents.configs import pqn
+from zerokara.agents.configs import pqn, stream
 from zerokara.agents.configs.dqn import PRESETS, Config
 from zerokara.agents.configs.presets import DEVIATIONS, PAPER_PRESETS
 
@@ -23,8 +23,8 @@ ALL = REFERENCES.pop("All presets of DQN")
 
 
 def test_every_preset_has_a_section_with_its_cost() -> None:
-    assert set(SECTIONS) >= {*PRESETS, "pqn"}
-    without_cost = [name for name in (*PRESETS, "pqn") if "**Cost:**" not in SECTIONS[name]]
+    assert set(SECTIONS) >= {*PRESETS, "pqn", "stream"}
+    without_cost = [name for name in (*PRESETS, "pqn", "stream") if "**Cost:**" not in SECTIONS[name]]
     assert without_cost == []
 
 
@@ -101,7 +101,7 @@ def builds_on(name: str) -> Mapping[str, Any]:
 
 
 def test_every_preset_has_a_table_of_references() -> None:
-    assert list(REFERENCES) == [*PAPER_PRESETS, "PQN: paper"]
+    assert list(REFERENCES) == [*PAPER_PRESETS, "PQN: paper", "Streaming Q(lambda): paper"]
 
 
 @pytest.mark.parametrize("name", PAPER_PRESETS)
@@ -129,3 +129,16 @@ def test_table_of_pqn() -> None:
     assert departures(REFERENCES["PQN: paper"]) == list(pqn.DEVIATIONS)
     longer = {**values, "total_steps": 50_000_000, "epsilon_decay_steps": 5_000_000}
     assert pqn.PRESETS["paper-200m"] == longer
+
+
+def test_table_of_streaming() -> None:
+    values = stream.PRESETS["paper"]
+    section = REFERENCES["Streaming Q(lambda): paper"]
+    fields = check(section, stream.Config(**values))
+    assert fields >= {*values, *stream.GROUPS["algorithm"]} - {"final_learning_rate", "learning_rate_decay_steps"}
+    assert departures(section) == list(stream.DEVIATIONS)
+    row = next(line for line in PAGE.splitlines() if line.startswith("| streaming's"))
+    assert (
+        f"| {stream.Config().total_steps:,} | no target | none | ObGD, {stream.Config().learning_rate:g} | once |"
+        in row
+    )

@@ -61,5 +61,5 @@ def test_a_file_of_an_unknown_algorithm_is_refused(catch_run: Path, tmp_path: Pa
     metadata, weights = AgentMetadata.read(path)
     fields = {"algorithm": "ppo", "config": metadata.config, "num_actions": 3, "step": 1}
     model_file.write(path, weights, fields, AgentMetadata.FORMAT)
-    with pytest.raises(UserError, match=r"algorithm 'ppo' is not one of dqn, pqn"):
+    with pytest.raises(UserError, match=r"algorithm 'ppo' is not one of dqn, pqn, stream"):
         load_agent(path)

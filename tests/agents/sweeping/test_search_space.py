@@ -80,6 +80,10 @@ def test_space_is_not_empty_and_has_each_field_once() -> None:
         "td_lambda",
         "num_minibatches",
     ]
+    assert [d.name for d in read_space(["td_lambda=0..1", "kappa=log:1..8"], AGENTS["stream"], [])] == [
+        "td_lambda",
+        "kappa",
+    ]
     with pytest.raises(UserError, match="n_step is searched twice"):
         read_space(["n_step=1..2", "n-step=3..4"], DQN, [])
     with pytest.raises(UserError, match="There is nothing to search"):

@@ -102,7 +102,7 @@ def test_damaged_checkpoint(catch_run: Path) -> None:
 
 def test_run_of_another_kind(catch_run: Path) -> None:
     rewrite(catch_run, kind="dcgan")
-    with pytest.raises(UserError, match="holds a run of dcgan, not of dqn or pqn"):
+    with pytest.raises(UserError, match="holds a run of dcgan, not of dqn or pqn or stream"):
         load_agent(catch_run)
 
 
