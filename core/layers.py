@@ -266,7 +266,8 @@ def sparse_init_(weight: Tensor, sparsity: float) -> Tensor:
     """Initialize a weight (O, I, ...) uniformly within 1 / sqrt(I ...), with zeros for a fraction of each output unit.
 
     Elsayed et al. 2024, "Streaming Deep Reinforcement Learning Finally Works", algorithm 1. The number of zeros is
-    rounded up, as in the published code: of fewer than 1 / (1 - sparsity) inputs none is connected at first.
+    rounded up, as in the published code, but one input of each unit is always connected: with ReLU, a layer of zeros
+    would have no gradient.
 
     Args:
         weight: changed in place.
@@ -277,4 +278,4 @@ def sparse_init_(weight: Tensor, sparsity: float) -> Tensor:
     rows_OI.uniform_(-(inputs**-0.5), inputs**-0.5)
     # The ranks of random numbers are a random permutation of each row.
     ranks_OI = torch.rand(rows_OI.shape).argsort(dim=1).argsort(dim=1).to(weight.device)
-    return rows_OI.masked_fill_(ranks_OI < math.ceil(sparsity * inputs), 0.0)
+    return rows_OI.masked_fill_(ranks_OI < min(math.ceil(sparsity * inputs), inputs - 1), 0.0)

@@ -111,7 +111,8 @@ class InputNormalization(nn.Module):
         y_BKFHW = (x_BKFHW - self.mean) * self.scale
         if self.padded:
             y_BKFHW = y_BKFHW * (x_BKFHW != 0).flatten(2).any(dim=2)[:, :, None, None, None]
-        return y_BKFHW.flatten(1, 2)
+        y_BCHW: Tensor = y_BKFHW.flatten(1, 2)
+        return y_BCHW
 
     @torch.no_grad()
     def set_statistics(self, statistics: RunningStatistics, unit: float) -> None:

@@ -174,7 +174,7 @@ class Session(ABC):
             weights = zoo.find_weights(pretrained_backbone)
             self.run.print(str(load_pretrained_backbone(self.learner.network.backbone, weights)))
             provenance.record(self.run, pretrained_backbone)
-            if isinstance(self.learner, Learner):  # otherwise there are no copies of the weights
+            if not isinstance(self.learner, TraceLearner):  # which has no copies of the weights
                 self.learner.update_copies()
 
     def print_warnings(self) -> None:

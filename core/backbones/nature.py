@@ -17,7 +17,6 @@ The DQN of Dopamine is `nature` with `same_padding`: 84x84 becomes 21x21, 11x11,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, cast
 
 import torch
@@ -75,7 +74,6 @@ class _Strided(Backbone):
     default_classes = 18
     layers: ClassVar[tuple[tuple[int, int, int, int], ...]]
     hidden_units: ClassVar[int] = 256
-    activation: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(relu)
 
     def __init__(
         self,
@@ -104,6 +102,11 @@ class _Strided(Backbone):
             self.norms.append(_ChannelNorm(out_channels, eps=1e-6) if layer_norm else nn.Identity())
             in_channels = out_channels
         self._measure()
+
+    @staticmethod
+    def activation(x: Tensor) -> Tensor:
+        """Compute the activation of a layer."""
+        return relu(x)
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
         """Make the head: one hidden layer of `hidden_units`."""
@@ -146,4 +149,8 @@ class Stream(_Strided):
     """Network of streaming Q(lambda), with 3.1 million multiply-adds and 78 thousand weights at 84x84."""
 
     layers = ((32, 8, 5, 0), (64, 4, 3, 0), (64, 3, 2, 0))
-    activation = staticmethod(F.leaky_relu)
+
+    @staticmethod
+    def activation(x: Tensor) -> Tensor:
+        """Compute the leaky ReLU with slope 0.01."""
+        return F.leaky_relu(x)

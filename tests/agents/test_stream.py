@@ -73,7 +73,7 @@ def test_network_of_the_published_code() -> None:
     assert sum(isinstance(module, SampleNorm) for module in network.modules()) == 4
     x = obs = torch.rand(2, 4, 84, 84)
     for layer, stride in zip(layers[:3], (5, 3, 2), strict=True):
-        x = F.conv2d(x, layer.weight, layer.bias, stride)  # type: ignore[arg-type]
+        x = F.conv2d(x, layer.weight, layer.bias, stride)
         x = F.leaky_relu(torch.stack([F.layer_norm(sample, sample.shape) for sample in x]), 0.01)
     x = x.flatten(1) @ layers[3].weight.T
     x = F.leaky_relu((x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt(), 0.01)
@@ -90,6 +90,7 @@ def test_initial_weights_are_sparse() -> None:
     assert rows[rows != 0].std() == pytest.approx(0.1 / 3**0.5, rel=0.1)
     assert (rows != 0).any(dim=0).float().mean() > 0.9, "other inputs in each row"
     assert sparse_init_(torch.ones(3, 7), 0.5).count_nonzero(dim=1).tolist() == [3] * 3, "zeros are rounded up"
+    assert sparse_init_(torch.ones(3, 4), 0.9).count_nonzero(dim=1).tolist() == [1] * 3, "one is left"
 
 
 def test_weights_and_traces_are_vectors() -> None:

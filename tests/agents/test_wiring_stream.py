@@ -68,9 +68,9 @@ class ScriptedVectors(envs.VectorEnv):
     def recv(self) -> envs.Step:
         row, following = (self.rows[(len(self.actions) + i) % len(self.rows)] for i in (-1, 0))
         reward = np.array([row.reward], np.float32)
-        ends = (np.array([end]) for end in (row.terminal, row.truncated, row.life_lost))
+        terminal, truncated, life_lost = (np.array([end]) for end in (row.terminal, row.truncated, row.life_lost))
         obs, last_obs = (vector.reshape(1, INPUTS, 1, 1) for vector in (following.obs, row.last_obs))
-        return envs.Step(obs, reward, *ends, last_obs)
+        return envs.Step(obs, reward, terminal, truncated, life_lost, last_obs)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -98,7 +98,8 @@ class Reference:
 
     def forward(self, obs: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, ...]]]:
         """Q-values, and of each layer: input, normalized output, standard deviation."""
-        x, cache = self.normalize(obs), []
+        x = self.normalize(obs)
+        cache: list[tuple[np.ndarray, ...]] = []
         for slope, matrix, bias in zip(self.slopes, self.weights[:-2:2], self.weights[1:-2:2], strict=True):
             y = matrix @ x + bias
             deviation = np.sqrt(y.var() + 1e-5)
@@ -132,7 +133,7 @@ class Reference:
 
         terminal = row.terminal or row.life_lost
         before = self.sums[-1] if self.sums and not (terminal or row.truncated) else 0.0
-        self.sums.append(GAMMA * before + np.float32(row.reward))
+        self.sums.append(GAMMA * before + float(np.float32(row.reward)))
         deviation = np.sqrt((np.var(self.sums, ddof=1) if len(self.sums) > 1 else 1.0) + 1e-8)
         self.seen.append(row.last_obs)
         following = 0.0 if terminal else self.forward(row.last_obs)[0].max()

@@ -45,6 +45,17 @@ def test_an_update_changes_only_the_online_network(optimizer: str, double: bool)
     assert same(weights(learner.target), moved), "a copy, not the same tensors"
 
 
+@pytest.mark.parametrize("has_target", [True, False])
+def test_weights_that_other_code_has_changed_are_copied_into_the_target_network(has_target: bool) -> None:
+    learner = make(batches())
+    learner.has_target = has_target
+    with torch.no_grad():
+        for weight in learner.network.parameters():
+            weight.add_(1)
+    learner.update_copies()
+    assert same(weights(learner.target), weights(learner.network)) == has_target
+
+
 @pytest.mark.parametrize("double", [True, False])
 def test_one_update_equals_an_explicit_computation(double: bool) -> None:
     batch = batches(3)()

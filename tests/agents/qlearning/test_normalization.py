@@ -34,7 +34,7 @@ def test_rewards_are_scaled_by_the_deviation_of_their_discounted_sum() -> None:
     steps = [(2.0, False), (1.0, False), (-4.0, False), (6.0, True), (1.0, False)]
     scaled = [scaler.scale(*step) for step in steps]
     u = [2.0, 2.0, -3.0, 6.0, 4.0]
-    variances = [1.0, *(np.var(u[:n], ddof=1) for n in range(2, 6))]
+    variances = [1.0, *(float(np.var(u[:n], ddof=1)) for n in range(2, 6))]
     expected = [reward / np.sqrt(variance + 1e-8) for (reward, _), variance in zip(steps, variances, strict=True)]
     assert variances[2] == pytest.approx(25 / 3)
     assert scaled == pytest.approx(expected)

@@ -43,19 +43,16 @@ def scores(mean: float, *, cut: int = 0) -> Scores:
 class Learner:
     """Learner without networks, with a record of the calls."""
 
-    def __init__(self, *, has_target: bool = True) -> None:
+    def __init__(self) -> None:
         self.calls: list[str] = []
-        self.has_target, self.network = has_target, torch.nn.Module()
+        self.network = torch.nn.Module()
         self.network.backbone = torch.nn.Linear(1, 1)
 
     def read_metrics(self) -> dict[str, float]:
         return {"train/loss": 0.5}
 
-    def refresh(self) -> None:
-        self.calls.append("refresh")
-
-    def update_target_network(self) -> None:
-        self.calls.append("update_target_network")
+    def update_copies(self) -> None:
+        self.calls.append("update_copies")
 
 
 class Policy:
