@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -193,38 +192,6 @@ def test_the_default_is_the_published_configuration() -> None:
 
 
 # ---- learning
-
-CORRIDOR = """
-import gymnasium
-import numpy as np
-from gymnasium import spaces
-
-class Corridor(gymnasium.Env):
-    observation_space = spaces.Box(-1000, 1000, (2,), np.float64)
-    action_space = spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.position, self.goal, self.steps = 0, int(self.np_random.integers(2)) * 2 - 1, 0
-        return np.array([self.position, 100.0 * self.goal]), {}
-
-    def step(self, action):
-        self.position += 2 * int(action) - 1
-        self.steps += 1
-        won = self.position == 3 * self.goal
-        obs = np.array([self.position, 100.0 * self.goal])
-        return obs, float(won), won or self.position == -3 * self.goal, self.steps == 30, {}
-"""
-
-
-def test_learns_to_reach_a_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of two ends of a corridor gives a reward; three steps in the same direction lead there."""
-    monkeypatch.chdir(tmp_path)
-    Path("corridor.py").write_text(CORRIDOR)
-    words: list[Any] = ["--env", "corridor.py:Corridor", "--backbone", "mlp", "--width-multiplier", "0.25"]
-    words += ["--hidden-units", "16", "--total-steps", "3000", "--no-capture-video", "--eval-episodes", "20"]
-    stream.main([*words, "--name", "corridor", "--quiet"])
-    assert metrics(tmp_path / "runs" / "corridor")[-1]["eval/return"] >= 0.9
 
 
 @pytest.mark.slow
