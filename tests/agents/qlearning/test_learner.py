@@ -47,7 +47,7 @@ def test_an_update_changes_only_the_online_network(optimizer: str, double: bool)
 
 @pytest.mark.parametrize("has_target", [True, False])
 def test_weights_that_other_code_has_changed_are_copied_into_the_target_network(has_target: bool) -> None:
-    learner = make(batches())
+    learner = make(batches()).learner
     learner.has_target = has_target
     with torch.no_grad():
         for weight in learner.network.parameters():
