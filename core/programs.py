@@ -32,6 +32,7 @@ PROGRAMS: Mapping[str, str] = MappingProxyType(
         "agents.sweep": "search hyperparameters",
         "generative.dcgan": "train a GAN",
         "generative.sample": "generate images with a trained generator",
+        "generative.project": "find the latent vectors of your own pictures",
         "generative.interpolate": "a video between latent vectors",
         "generative.arithmetic": "add and subtract latent vectors",
         "generative.neighbours": "compare generated images with their nearest training images",

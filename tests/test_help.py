@@ -13,7 +13,7 @@ from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, class_mapping, field_types, flag
 from zerokara.core.help_text import LABEL_COLUMNS
 from zerokara.core.seeds import __main__ as seeds
-from zerokara.generative import representation, sample
+from zerokara.generative import interpolate, representation, sample
 from zerokara.generative.gan import config as dcgan
 from zerokara.generative.style import config as style_transfer
 from zerokara.generative.style import fast_config as fast_style
@@ -43,6 +43,7 @@ PROGRAMS: Mapping[str, tuple[type[Any], Presets]] = {
 }
 SMALL_PROGRAMS: Mapping[str, tuple[type[Any], Presets]] = {
     "sample": (sample.Options, {}),
+    "interpolate": (interpolate.Options, {}),
     "precision": (precision.Options, {}),
 }
 """Programs with few options, which have conditions but no groups."""
@@ -304,7 +305,13 @@ CONDITIONS: Sequence[tuple[str, str, str, str]] = [
     ("representation", "--seeds 3 --labels 0", "--labels with a number other than 0", "--labels 100 0"),
     ("representation", "--updates 5 --supervised digits", 'an empty --supervised ""', "--supervised="),
     ("depth", "--depths 8 14 --part filters", "--part layers or both", "--part both"),
-    ("sample", "--columns 3 --folder many", 'an image grid (--folder "")', "--folder="),
+    ("sample", "--columns 3 --folder many", 'a plain image grid (--folder "", --per-class 0)', "--folder="),
+    ("interpolate", "--number 3 --latents a.json", 'random latent vectors (--latents "")', "--latents="),
+    ("interpolate", "--points 3 --latents a.json", 'random latent vectors (--latents "")', "--latents="),
+    ("interpolate", "--label 3 --latents a.json", 'random latent vectors (--latents "")', "--latents="),
+    ("sample", "--number 3 --per-class 3", "a plain set of images (--per-class 0)", "--per-class 0"),
+    ("sample", "--label 3 --per-class 3", "a plain set of images (--per-class 0)", "--per-class 0"),
+    ("sample", "--per-class 3 --folder many", 'an image grid (--folder "")', "--folder="),
     ("sample", "--out a.png --folder many", 'an image grid (--folder "")', "--folder="),
     (
         "caption",

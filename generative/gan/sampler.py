@@ -93,11 +93,11 @@ class Sampler(FromSource):
     source: Path = Path()  # run folder or file that it was loaded from
     origin: tuple[str, ...] = ()  # provenance of its weights (core/zoo/provenance.py), if it was loaded
 
-    def latents(self, number: int, seed: int) -> Tensor:
-        """Draw latent vectors (number, Z). The first ones of a seed do not depend on `number`."""
+    def latents(self, number: int, seed: int, psi: float = 1.0) -> Tensor:
+        """Draw latent vectors (number, Z), multiplied by `psi`. The first ones of a seed do not depend on `number`."""
         random, device = torch.Generator().manual_seed(seed), torch.device("cpu")
         rows = [draw_latents(self.config, (1, self.config.latent_dim), random, device) for _ in range(number)]
-        return torch.cat(rows)
+        return torch.cat(rows) * psi
 
     def labels(self, number: int, label: int | None = None) -> Tensor | None:
         """Return labels (number,): all classes in turn, or `label` only. None for an unconditional generator.
@@ -117,7 +117,12 @@ class Sampler(FromSource):
         return torch.full((number,), label)
 
     def sample(
-        self, number: int, *, labels: int | str | Sequence[int | str] | None = None, seed: int = 0
+        self,
+        number: int,
+        *,
+        labels: int | str | Sequence[int | str] | None = None,
+        seed: int = 0,
+        psi: float = 1.0,
     ) -> np.ndarray:
         """Generate images (number, H, W, C) uint8.
 
@@ -126,12 +131,16 @@ class Sampler(FromSource):
             labels: number or name of a class, or N of them, of a class-conditional generator; None: all classes in
                 turn.
             seed: of the latent vectors. The first images of a seed do not depend on `number`.
+            psi: truncation, a factor on the latent vectors above 0 and at most 1: smaller values give less diverse
+                images.
 
         Raises:
-            UserError: a label that does not exist, or another number of labels.
+            UserError: a label that does not exist, another number of labels, or a psi outside of its range.
         """
+        if not 0 < psi <= 1:
+            raise UserError(f"psi must be above 0 and at most 1, got {psi}.")
         label_N = self.labels(number) if labels is None else self._find_labels(number, labels)
-        images_NCHW = self.generate(self.latents(number, seed), label_N)
+        images_NCHW = self.generate(self.latents(number, seed, psi), label_N)
         return np.ascontiguousarray(images_NCHW.permute(0, 2, 3, 1).numpy())
 
     def _find_labels(self, number: int, labels: int | str | Sequence[int | str]) -> Tensor:

@@ -20,7 +20,7 @@ from zerokara.core.data import glyphs
 from zerokara.generative import arithmetic, export, interpolate, neighbours, sample
 from zerokara.generative.arithmetic import combine
 from zerokara.generative.gan.sampler import Sampler
-from zerokara.generative.interpolate import closed_path, slerp
+from zerokara.generative.interpolate import closed_path, open_path, slerp
 from zerokara.generative.neighbours import nearest_in_pixels
 
 
@@ -100,6 +100,42 @@ def test_sample_by_label_and_error_messages(run: Path) -> None:
             sample.main([*words, *HERE])
 
 
+def test_truncation_multiplies_latent_vectors(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler.load(run, threads=1)
+    assert (sampler.latents(3, 5, 0.25) == sampler.latents(3, 5) / 4).all()
+    expected = sampler.generate(sampler.latents(3, 5) / 4)
+    assert (sampler.sample(3, seed=5, psi=0.25) == expected.permute(0, 2, 3, 1).numpy()).all()
+    sample.main([str(run), "--number", "3", "--seed", "5", "--psi", "0.25", "--folder", "few", *HERE])
+    assert (pixels(Path("few/000001.png")) == expected[1, 0].numpy()).all()
+    for psi in (0.0, -0.5, 1.5, float("nan")):
+        with pytest.raises(UserError, match="psi must be above 0 and at most 1"):
+            sampler.sample(1, psi=psi)
+        with pytest.raises(UserError, match="psi"):
+            sample.main([str(run), "--psi", str(psi), *HERE])
+
+
+def test_a_contact_sheet_has_a_row_for_each_class(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by_class = run.with_name("by_class")
+    sample.main([str(by_class), "--per-class", "3", "--seed", "2", *HERE])
+    where = by_class / "media" / "classes-best-2.png"
+    assert f"{where}: 30 images, update 4, one row each for 0, 1, 2," in capsys.readouterr().out
+    sheet = pixels(where)
+    assert sheet.shape == (10 * 57 - 1, 3 * 57 - 1)
+    sampler = Sampler.load(by_class, threads=1)
+    row = sampler.generate(sampler.latents(3, 2), torch.full((3,), 7)).int().numpy()
+    for column in range(3):
+        image = sheet[7 * 57 : 7 * 57 + 56 : 2, column * 57 : column * 57 + 56 : 2]
+        assert np.abs(image.astype(int) - row[column, 0]).max() <= 1
+    for words, message in (
+        ([str(run), "--per-class", "3"], "without classes: remove --per-class"),
+        ([str(by_class), "--per-class", "3", "--label", "1"], "--label has no effect without a plain set"),
+        ([str(by_class), "--per-class", "3", "--number", "9"], "--number has no effect without a plain set"),
+        ([str(by_class), "--per-class", "3", "--folder", "x"], "--per-class has no effect without an image grid"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sample.main([*words, *HERE])
+
+
 def test_slerp_changes_direction_and_length_at_a_constant_rate() -> None:
     x, y = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 4.0, 0.0]])
     third = slerp(x, y, 1 / 3)
@@ -115,22 +151,27 @@ def test_slerp_changes_direction_and_length_at_a_constant_rate() -> None:
     torch.testing.assert_close(lengths, random.norm(dim=2).mean(0))
 
 
-def test_closed_path_passes_all_points_and_returns() -> None:
-    points_PNZ = torch.randn(3, 2, 5)
-    frames = list(closed_path(points_PNZ, 4))
-    assert len(frames) == 12
-    for index in range(3):
-        torch.testing.assert_close(frames[4 * index], points_PNZ[index])
-    torch.testing.assert_close(frames[-1], slerp(points_PNZ[2], points_PNZ[0], 0.75))
+def test_paths_pass_all_points() -> None:
+    closed = [tuple(position) for position in closed_path(3, 4)]
+    assert len(closed) == 12
+    assert closed[::4] == [(0, 1, 0), (1, 2, 0), (2, 0, 0)]
+    assert closed[-1] == (2, 0, 0.75), "the way back to the first"
+    assert [tuple(position) for position in open_path(3, 5)] == [
+        *((0, 1, 0), (0, 1, 0.5), (1, 2, 0), (1, 2, 0.5), (2, 2, 0)),
+    ]
+    assert [tuple(position) for position in open_path(2, 1)] == [(0, 1, 0)]
 
 
 def test_interpolate_writes_a_video(run: Path) -> None:
-    interpolate.main([str(run), "--number", "4", "--points", "2", "--steps", "3", *HERE])
+    interpolate.main([str(run), "--number", "4", "--points", "2", "--steps", "3", "--strip", "7", *HERE])
     with av.open(str(run / "media" / "interpolation-best-0.mp4")) as video:
         frames = [frame.to_ndarray(format="gray") for frame in video.decode(video=0)]
     assert len(frames) == 6
     assert frames[0].shape == (114, 114)
     assert np.abs(frames[0].astype(int) - frames[3]).max() > 8
+    strip = pixels(run / "media" / "interpolation-best-0.png")
+    assert strip.shape == (4 * 57 - 1, 7 * 57 - 1)
+    assert np.abs(strip[:56, :56].astype(int) - frames[0][:56, :56]).mean() < 3, "the first frame, compressed"
 
 
 def test_combined_latents_by_hand() -> None:
