@@ -8,10 +8,11 @@ Shapes: N images, C channels, H, W pixels.
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,7 @@ from zerokara.core.data.image_files import (
 from zerokara.core.data.splits import AnySplit, find_split_folders
 from zerokara.core.data.stylegan_labels import FILE, LAYOUT, keep_labeled, read_labels
 from zerokara.core.data.types import image_set
+from zerokara.core.programs import program_command
 from zerokara.envs.frames import record
 from zerokara.generative.gan.config import Config
 
@@ -45,6 +47,20 @@ MIN_IMAGES = 100  # for training
 MIN_HELD_OUT = 8  # the metrics need neighbors and covariances
 MIN_READABLE_SIDE = 8  # pixels
 MIN_SIDE, MAX_SIDE = 28, 256  # pixels, of the images that the networks generate
+CHOSEN_SIDES = (64, 32)  # pixels; of the image sizes chosen for mixed sizes, the first that half of the images have
+FEW_IMAGES = 2_000  # for training; below it a warning says what to expect
+
+
+class MixedSizes(UserError):
+    """The images must be resized: they have several sizes, or more than MAX_SIDE pixels.
+
+    Attributes:
+        side: a size for all of them.
+    """
+
+    def __init__(self, message: str, side: int = CHOSEN_SIDES[0]) -> None:
+        super().__init__(message)
+        self.side = side
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,45 @@ class Data:
                 f"images into folders, one for each class."
             )
         return cls(train, held_out, tuple(messages))
+
+    @classmethod
+    def load_resized(cls, config: Config, progress: Progress | None = None) -> tuple[Config, Data]:
+        """Read the training images as `load` does, and resize them if they need it and --image-size is not given.
+
+        Returns:
+            The config with the image size, which must be saved, and the data.
+
+        Raises:
+            UserError: see `load`.
+        """
+        try:
+            return config, cls.load(config, progress)
+        except MixedSizes as error:
+            if config.resume:  # the size was chosen when the run started, so the data have changed
+                raise
+            side = error.side
+        config = replace(config, image_size=(side,))
+        data = cls.load(config, progress)
+        message = (
+            f"{config.data}: the images have several sizes or large ones; all are resized to cover {side}x{side} "
+            f"pixels, and cropped to their centers. --image-size chooses another size, or height and width."
+        )
+        return config, replace(data, messages=(message, *data.messages))
+
+    def few_images_warning(self, config: Config) -> str:
+        """Return a warning that a data set of one's own is small, with what to expect; "" if it is not."""
+        number = len(self.train)
+        if number >= FEW_IMAGES or config.data in DATASETS or config.data.startswith(FRAMES):
+            return ""
+        advice = ["--diffaugment color translation cutout"] if not config.diffaugment else []
+        advice += ["--flip, if mirror images are as good"] if not config.flip else []
+        return (
+            f"{number:,} training images are few: in {config.updates:,} updates the discriminator sees each of them "
+            f"{config.updates * config.batch_size / number:,.0f} times and may learn them by heart. Expect images that "
+            f"resemble the training images but are less diverse, and that become worse again at some point; the best "
+            f"generator is kept. {program_command('generative.neighbours')} shows whether images were copied."
+            + (f" What helps: more images, {', '.join(advice)}." if advice else "")
+        )
 
 
 def size_of(config: Config) -> tuple[int, int] | None:
@@ -185,7 +240,7 @@ def _audited(
                 image_HWC = resize_and_crop(image_HWC, size)
             elif max(image_HWC.shape[:2]) > MAX_SIDE:  # unresized photographs could fill the memory
                 height, width = image_HWC.shape[:2]
-                raise UserError(
+                raise MixedSizes(
                     f"{name} in {path} has {width}x{height} pixels, and sides of {MIN_SIDE} to {MAX_SIDE} are "
                     f"supported: resize all images with --image-size 64, for example."
                 )
@@ -198,9 +253,11 @@ def _audited(
         raise UserError(f"There are no readable images in {path}{reason}")
     if len(sizes) > 1:
         (height, width), _ = sizes.most_common(1)[0]
-        raise UserError(
+        median = statistics.median(min(size) for size in sizes.elements())
+        raise MixedSizes(
             f"{path} has images of {len(sizes):,} sizes, most of {height}x{width} pixels: resize all to one size with "
-            f"--image-size {min(MAX_SIDE, max(MIN_SIDE, min(height, width)))}, for example."
+            f"--image-size {min(MAX_SIDE, max(MIN_SIDE, min(height, width)))}, for example.",
+            next((side for side in CHOSEN_SIDES if side <= median), CHOSEN_SIDES[-1]),
         )
     color = any(image.shape[2] == 3 for image in decoded)
     if color and (gray := sum(image.shape[2] == 1 for image in decoded)):

@@ -20,8 +20,9 @@ def print_protocol(session: Session, evaluator: Evaluator) -> None:
     run.print(f"{data.train.source}: {len(data.train):,} training images, {len(data.held_out):,} held-out images")
     for line in evaluator.protocol():
         run.print(line)
-    if evaluator.extractor.bias_warning:
-        run.warn(evaluator.extractor.bias_warning)
+    for warning in (evaluator.extractor.bias_warning, data.few_images_warning(session.config)):
+        if warning:
+            run.warn(warning)
 
 
 def evaluate(session: Session, evaluator: Evaluator) -> None:

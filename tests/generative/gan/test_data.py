@@ -292,3 +292,69 @@ def test_emnist_is_found_by_name(tmp_path: Path) -> None:
     assert int(loaded.images[0, 0, 5, 3]) == 200
     with pytest.raises(UserError, match=f"give --data emnist-letters --data-dir {tmp_path}"):
         load_split(config("--data", str(tmp_path)), "train")
+
+
+# ---- pictures of one's own
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side"),
+    [([(90, 60)], 32), ([(90, 80)], 64), ([(32, 40)] * 200, 32), ([(600, 400)], 64), ([(20, 30)] * 200, 32)],
+)
+def test_an_image_size_is_chosen_and_saved_where_it_is_needed(
+    sizes: list[tuple[int, int]], side: int, folder: Path
+) -> None:
+    if side == 64:  # more than half of the images have this size
+        for path in folder.iterdir():
+            noise_image(0, (70, 70)).save(path)
+    for index, size in enumerate(sizes):
+        noise_image(index, size).save(folder / f"z{index:03}.png")
+    noise_image(0, (33, 33)).save(folder / "001-odd.png")  # not one of the test images
+    settings, data = Data.load_resized(config("--data", str(folder)))
+    assert settings.image_size == (side,)
+    assert data.train.shape == (1, side, side)
+    assert f"all are resized to cover {side}x{side} pixels" in data.messages[0]
+    assert torch.equal(data.train.images, Data.load(settings).train.images), "the saved config gives the same images"
+    with pytest.raises(UserError, match="--image-size"):  # a run that had images of one size
+        Data.load_resized(config("--data", str(folder), "--resume"))
+
+
+def test_images_of_one_size_are_not_resized(folder: Path) -> None:
+    asked = config("--data", str(folder))
+    settings, data = Data.load_resized(asked)
+    assert settings is asked
+    assert data.messages == (f"{folder}: 117 images",)
+
+
+def test_few_images_are_announced_with_what_helps(folder: Path) -> None:
+    settings = config("--data", str(folder), "--updates", "1000")
+    data = Data.load(settings)
+    warning = data.few_images_warning(settings)
+    assert warning.startswith("108 training images are few: in 1,000 updates the discriminator sees each of them 148 ")
+    assert "more images, --diffaugment color translation cutout, --flip, if mirror" in warning
+    settings = config("--data", str(folder), "--diffaugment", "color", "--flip")
+    assert "What helps" not in data.few_images_warning(settings)
+    assert data.few_images_warning(config("--data", "mnist")) == ""
+    assert data.few_images_warning(config("--data", "frames:zerokara/Catch-v0")) == ""
+
+
+def test_pictures_of_a_phone_with_transparency_and_of_any_size(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the right half is the lower one
+    for index in range(135):
+        pixels = np.zeros((300, 400, 3), np.uint8)
+        pixels[:, 200:, index % 3] = 255
+        picture = Image.fromarray(pixels)
+        if index % 3 == 0:
+            picture.save(tmp_path / f"{index:03}.jpg", exif=exif)
+        else:
+            picture.resize((50 + index, 60)).convert("RGBA" if index % 3 == 1 else "P").save(
+                tmp_path / f"{index:03}.png"
+            )
+    _, data = Data.load_resized(config("--data", str(tmp_path)))
+    assert data.train.shape == (3, 64, 64)
+    everything = torch.cat([data.train.images, data.held_out.images]).float()
+    turned = everything[:, 0, -8:].mean((1, 2)) > 200
+    assert 0 < turned.sum() < len(everything)
+    assert (everything[turned][:, 0, :8] < 40).all(), "the upper half of the turned photographs is black"
+    assert any("with a palette" in message for message in data.messages)
