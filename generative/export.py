@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.onnx:
             path = Path(scratch) / f"{name}.onnx"
             metadata = {"classes": json.dumps(sampler.class_names), "update": str(sampler.update)}
+            metadata["latent_distribution"] = sampler.config.latent_distribution
             onnx_file.write(ExportedGenerator(sampler.generator).eval(), example, "pixels", path, metadata)
             written.append((path, compare(onnx_file.load(path), original, inputs, MAX_DIFFERENCE, "pixel")))
         for path, (largest, _) in written:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import functools
+import html
+import http.server
+import io
+import json
 import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+import zerokara
+from tests.markers import needs_onnx
 from tests.programs import REPO, start
 from zerokara.core.compute import Compute
 from zerokara.core.media import write_png
@@ -15,6 +30,11 @@ from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.learner import make_generator
 from zerokara.generative.gan.sampler import Sampler, weights_file
 
+RUNTIME = REPO / "node_modules" / "onnxruntime-web"
+needs_browser = pytest.mark.skipif(
+    not (RUNTIME.is_dir() and shutil.which("chromium")),
+    reason="chromium or onnxruntime-web is missing: apt-get install chromium; npm install --no-save onnxruntime-web",
+)
 EXAMPLES = sorted((REPO / "examples").glob("*.py"))
 # Options that make the runs of the page take a second.
 QUICK = (
@@ -82,6 +102,81 @@ def test_sample_a_generator(tmp_path: Path) -> None:
 
 def test_classify_an_image(tmp_path: Path, photo: Path) -> None:
     assert run_file(tmp_path, "classify_image.py", "photo.png").startswith("photo.png: 1 (")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the page with an agent and a generator of the zoo."""
+    folder = tmp_path_factory.mktemp("page")
+    out = run_file(folder, "make_page.py", "page", "catch", "conditional-digits")
+    assert out.splitlines()[-1].startswith("page: generator.html, 1 generators, catch with ")
+    return folder / "page"
+
+
+@needs_onnx
+def test_the_page_has_the_observations_of_an_episode(page: Path) -> None:
+    assert json.loads((page / "models.json").read_text()) == ["conditional-digits.onnx", "catch.onnx"]
+    frames_THW = np.load(page / "catch.npy")
+    assert len(frames_THW) > 20
+    agent = zerokara.load_agent("catch", threads=1)
+    with contextlib.closing(agent.make_env(1)) as env:
+        obs = env.reset(seed=0)
+        for first in range(len(frames_THW) - 3):
+            assert (frames_THW[first : first + 4] == obs[0]).all()
+            obs = env.step(np.atleast_1d(agent.act(obs))).obs
+
+
+@pytest.fixture
+def dom(page: Path) -> Iterator[Callable[[str], str]]:
+    """Return a function from the parameters of the page to its content, after headless Chromium has run it."""
+    link = page / "node_modules" / "onnxruntime-web"
+    link.parent.mkdir(exist_ok=True)
+    if not link.exists():
+        link.symlink_to(RUNTIME)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(page))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def run_page(parameters: str) -> str:
+        words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+        address = f"http://127.0.0.1:{server.server_port}/generator.html?{parameters}"
+        process = subprocess.run(["chromium", *words, address], capture_output=True, text=True, timeout=120, check=True)
+        return process.stdout
+
+    yield run_page
+    server.shutdown()
+    server.server_close()
+
+
+@needs_onnx
+@needs_browser
+def test_the_page_generates_the_images_of_its_latents(dom: Callable[[str], str]) -> None:
+    content = dom("model=conditional-digits.onnx&seed=5")
+    generator = zerokara.load_generator("conditional-digits", threads=1)
+    latents = re.search(r"<textarea[^>]*>(.*?)</textarea>", content)
+    image = re.search(r'href="data:image/png;base64,([^"]*)"', content)
+    assert latents, content
+    assert image, content
+    z_1Z = torch.tensor([json.loads(latents[1])])
+    with Image.open(io.BytesIO(base64.b64decode(image[1]))) as opened:
+        pixels_HWC = np.asarray(opened).astype(int)
+    expected_HW = generator.generate(z_1Z, torch.tensor([0]))[0, 0].int().numpy()
+    assert np.abs(pixels_HWC[..., :3] - expected_HW[..., None]).max() <= 1
+    assert content.count('type="range" min="-3" max="3"') == 8
+    assert 0.5 < z_1Z.std() < 1.5
+
+
+@needs_onnx
+@needs_browser
+def test_the_page_shows_q_values_of_recorded_frames(page: Path, dom: Callable[[str], str]) -> None:
+    table = dom("model=catch.onnx&step=12").partition('id="q-values">')[2].partition("</tbody>")[0]
+    agent = zerokara.load_agent("catch", threads=1)
+    rows = re.findall(r'<td class="action">(.*?)</td>.*?<td class="value">(.*?)</td>', table)
+    q_A = agent.q_values(np.load(page / "catch.npy")[12:16], stacked=True)
+    with contextlib.closing(agent.make_env(1)) as env:
+        assert [html.unescape(name) for name, _ in rows] == list(env.action_names)
+    np.testing.assert_allclose([float(value) for _, value in rows], q_A, atol=1e-3)
+    assert table.count('class="greedy"') == 1
 
 
 def test_every_example_is_tested_and_listed() -> None:
