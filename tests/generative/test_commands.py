@@ -20,7 +20,7 @@ from zerokara.core.data import glyphs
 from zerokara.generative import arithmetic, export, interpolate, neighbours, sample
 from zerokara.generative.arithmetic import combine
 from zerokara.generative.gan.sampler import Sampler
-from zerokara.generative.interpolate import closed_path, open_path, slerp
+from zerokara.generative.interpolate import Position, closed_path, open_path, slerp
 from zerokara.generative.neighbours import nearest_in_pixels
 
 
@@ -152,14 +152,13 @@ def test_slerp_changes_direction_and_length_at_a_constant_rate() -> None:
 
 
 def test_paths_pass_all_points() -> None:
-    closed = [tuple(position) for position in closed_path(3, 4)]
+    closed = list(closed_path(3, 4))
     assert len(closed) == 12
-    assert closed[::4] == [(0, 1, 0), (1, 2, 0), (2, 0, 0)]
-    assert closed[-1] == (2, 0, 0.75), "the way back to the first"
-    assert [tuple(position) for position in open_path(3, 5)] == [
-        *((0, 1, 0), (0, 1, 0.5), (1, 2, 0), (1, 2, 0.5), (2, 2, 0)),
-    ]
-    assert [tuple(position) for position in open_path(2, 1)] == [(0, 1, 0)]
+    assert closed[::4] == [Position(0, 1, 0.0), Position(1, 2, 0.0), Position(2, 0, 0.0)]
+    assert closed[-1] == Position(2, 0, 0.75), "the way back to the first"
+    halves = [Position(0, 1, 0.0), Position(0, 1, 0.5), Position(1, 2, 0.0), Position(1, 2, 0.5), Position(2, 2, 0.0)]
+    assert list(open_path(3, 5)) == halves
+    assert list(open_path(2, 1)) == [Position(0, 1, 0.0)]
 
 
 def test_interpolate_writes_a_video(run: Path) -> None:

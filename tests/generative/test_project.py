@@ -230,8 +230,14 @@ def test_latent_vectors_are_saved_exactly_and_belong_to_a_generator(tmp_path: Pa
         with pytest.raises(UserError, match=r"latent vectors of .* at update 7, not of"):
             load_latents(path, other)
     content = json.loads(path.read_text())
-    for change in ({"pictures": []}, {"pictures": [{"label": 2, "latents": [0.0] * 8}]}, {"pictures": [{}]},
-                   {"pictures": [{"label": 1, "latents": [0.0] * 7}]}, {"pictures": 3}):  # fmt: skip
+    changes: list[dict[str, object]] = [
+        {"pictures": []},
+        {"pictures": [{"label": 2, "latents": [0.0] * 8}]},
+        {"pictures": [{"label": 1, "latents": [0.0] * 7}]},
+        {"pictures": [{}]},
+        {"pictures": 3},
+    ]
+    for change in changes:
         path.write_text(json.dumps(content | change))
         with pytest.raises(UserError, match="damaged"):
             load_latents(path, sampler)
