@@ -192,6 +192,7 @@ class Training(Session):
         torch.manual_seed(config.seed)
         self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
         self.policy = Policy(self.learner.online, compute, self.seed)
+        self.filling = True  # the replay buffer of a process has too few transitions to learn from
         self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
         self.update = self.learner.graphed(
             self.sample_and_update, generators=(self.replay.generator,), tensors=self.replay.priority_tensors
@@ -234,7 +235,8 @@ class Training(Session):
             return
         # Of several actors perhaps only one has a place so far.
         fill = min(config.learning_starts, config.replay_capacity // max(1, config.actors)) // self.world.size
-        if self.world.any(len(self.replay) < fill, self.compute.torch_device):
+        self.filling = self.filling and self.world.any(len(self.replay) < fill, self.compute.torch_device)
+        if self.filling:
             # Not filled yet, or empty after a resume without a saved buffer: these updates are skipped, but counted.
             self.updates = due
             return

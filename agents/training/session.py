@@ -221,10 +221,11 @@ class Session(ABC):
             def due(every_steps: int) -> bool:
                 return every_steps > 0 and self.step // every_steps != before // every_steps
 
-            def must_stop() -> bool:  # every process votes: one may have received a signal
-                return world.any(self.goal_reached or bool(run.stop_requested), device)
+            def votes() -> list[float]:  # to stop, and to save, of any process; in one collective operation
+                return world.max([self.goal_reached or bool(run.stop_requested), checkpoint_needed()], device)
 
-            while self.step < config.total_steps and not must_stop():
+            stop, save = votes()
+            while self.step < config.total_steps and not stop:
                 before = self.step
                 yield
                 if due(config.log_every_steps):
@@ -233,8 +234,9 @@ class Session(ABC):
                 if due(config.eval_every_steps) or self.is_early_evaluation_due():
                     self.goal_reached = self.evaluate_and_log()
                     self.start_interval()
+                stop, save = votes()
                 # The processes save together, so that they have checkpoints of the same steps.
-                if due(config.checkpoint_every_steps) or world.any(checkpoint_needed(), device):
+                if due(config.checkpoint_every_steps) or save:
                     self.save()
             complete = self.step >= config.total_steps
             if world.broadcast_value(complete and not (self.is_finished or run.stop_requested)):
@@ -261,10 +263,10 @@ class Session(ABC):
     def is_early_evaluation_due(self) -> bool:
         """Return True if the training returns of a process are near `stop_at_return`. Every process must call this."""
         goal, recent = self.config.stop_at_return, list(self.returns)[-20:]
-        if goal is None:
+        if goal is None or self.step - self.last_evaluation_step < 20_000:
             return False
         near = len(recent) == 20 and float(np.mean(recent)) >= goal - 0.5
-        return self.world.any(near and self.step - self.last_evaluation_step >= 20_000, self.compute.torch_device)
+        return self.world.any(near, self.compute.torch_device)
 
     def evaluate(self, repetition: int = 0) -> Scores:
         """Evaluate the policy in separate environments with other seeds than in training. All processes take part.

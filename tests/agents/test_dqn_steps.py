@@ -158,6 +158,19 @@ def test_updates_are_due_when_enough_steps_are_stored(
     assert len(done) == updates, "they are done once"
 
 
+def test_processes_agree_until_the_buffers_of_all_are_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = run_iterations(tmp_path, monkeypatch, 0)
+    votes: list[bool] = []
+    others = iter([True, False])
+    monkeypatch.setattr(World, "any", lambda world, flag, device: votes.append(flag) or flag or next(others))
+    training.config = dataclasses.replace(training.config, learning_starts=100, train_every_steps=8)
+    training.update = lambda: None  # type: ignore[method-assign]
+    for stored, step in ((99, 108), (100, 116), (101, 124), (102, 132), (103, 140)):
+        training.replay, training.step = Filled(stored), step  # type: ignore[assignment]
+        training.learn()
+    assert votes == [True, False, False], "of this process; the other one took one step longer"
+
+
 class OneOfTwo(World):
     """World of two processes without communication."""
 

@@ -91,18 +91,6 @@ def test_it_logs_evaluates_and_saves_when_due(make: Make, tmp_path: Path) -> Non
     assert recorded.session.closing_message().endswith("; watch it with: python -m agents.play runs/run")
 
 
-def test_all_processes_save_when_one_needs_a_checkpoint(make: Make) -> None:
-    """Otherwise they would have checkpoints of different steps, and none could be restored."""
-
-    class Votes(World):
-        def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
-            return flag or (recorded.session.step == 8 and not recorded.saves[1:])
-
-    recorded = make(world=Votes())
-    recorded.train()
-    assert recorded.saves == [0, 8, 32, 64, 80]
-
-
 def test_metrics_before_the_first_update_and_episode(make: Make, tmp_path: Path) -> None:
     recorded = make(total_steps=8, log_every_steps=8)
     recorded.train(each=lambda: setattr(recorded.session, "updates", 0))
