@@ -68,8 +68,8 @@ def alternate(sides: Mapping[str, Side | Sequence[Side]], arguments: argparse.Na
     return {
         "arguments": vars(arguments),
         "compute": how,
-        "steps_per_s": {name: [round(value, 1) for value in values] for name, values in rates.items()},
-        "median": {name: round(value, 1) for name, value in medians.items()},
+        "steps_per_s": {name: [float(f"{value:.4g}") for value in values] for name, values in rates.items()},
+        "median": {name: float(f"{value:.4g}") for name, value in medians.items()},
         **ratio,
     }
 

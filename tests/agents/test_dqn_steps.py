@@ -215,12 +215,12 @@ def test_two_processes_divide_the_environments_the_buffer_and_the_batches(
     assert sizes == [16]
     updates: list[int] = []
     training.update = lambda: updates.append(training.updates)
-    training.replay, training.step = Filled(50), 100 + config.train_every_steps  # type: ignore[assignment]
+    training.replay, training.step = Filled(49), 100 + config.train_every_steps  # type: ignore[assignment]
+    training.learn()
+    assert not updates
+    training.replay, training.step = Filled(50), 100 + 2 * config.train_every_steps  # type: ignore[assignment]
     training.learn()
     assert len(updates) == config.gradient_steps, "50 of 100 steps are in this process"
-    training.replay, training.step = Filled(49), 100 + 2 * config.train_every_steps  # type: ignore[assignment]
-    training.learn()
-    assert len(updates) == config.gradient_steps
     # An update needs the gradients of all processes, so this one waits while the buffer of the other is not filled.
     monkeypatch.setattr(OneOfTwo, "any", lambda self, flag, device: True)
     training.replay, training.step = Filled(50), 100 + 3 * config.train_every_steps  # type: ignore[assignment]
