@@ -158,19 +158,6 @@ def test_updates_are_due_when_enough_steps_are_stored(
     assert len(done) == updates, "they are done once"
 
 
-def test_processes_agree_until_the_buffers_of_all_are_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = run_iterations(tmp_path, monkeypatch, 0)
-    votes: list[bool] = []
-    others = iter([True, False])
-    monkeypatch.setattr(World, "any", lambda world, flag, device: votes.append(flag) or flag or next(others))
-    training.config = dataclasses.replace(training.config, learning_starts=100, train_every_steps=8)
-    training.update = lambda: None  # type: ignore[method-assign]
-    for stored, step in ((99, 108), (100, 116), (101, 124), (102, 132), (103, 140)):
-        training.replay, training.step = Filled(stored), step  # type: ignore[assignment]
-        training.learn()
-    assert votes == [True, False, False], "of this process; the other one took one step longer"
-
-
 class OneOfTwo(World):
     """World of two processes without communication."""
 
@@ -218,15 +205,20 @@ def test_two_processes_divide_the_environments_the_buffer_and_the_batches(
     training.replay, training.step = Filled(49), 100 + config.train_every_steps  # type: ignore[assignment]
     training.learn()
     assert not updates
-    training.replay, training.step = Filled(50), 100 + 2 * config.train_every_steps  # type: ignore[assignment]
+    # An update needs the gradients of all processes, so this one waits while the buffer of the other is not filled.
+    with monkeypatch.context() as patch:
+        patch.setattr(OneOfTwo, "any", lambda self, flag, device: True)
+        training.replay, training.step = Filled(50), 100 + 2 * config.train_every_steps  # type: ignore[assignment]
+        training.learn()
+    assert not updates
+    training.step = 100 + 3 * config.train_every_steps
     training.learn()
     assert len(updates) == config.gradient_steps, "50 of 100 steps are in this process"
-    # An update needs the gradients of all processes, so this one waits while the buffer of the other is not filled.
-    monkeypatch.setattr(OneOfTwo, "any", lambda self, flag, device: True)
-    training.replay, training.step = Filled(50), 100 + 3 * config.train_every_steps  # type: ignore[assignment]
-    training.learn()
-    assert len(updates) == config.gradient_steps
     assert training.updates == 3 * config.gradient_steps
+    monkeypatch.setattr(OneOfTwo, "any", None)  # all buffers are filled, and stay so: the processes need not ask again
+    training.step = 100 + 4 * config.train_every_steps
+    training.learn()
+    assert len(updates) == 2 * config.gradient_steps
 
 
 def test_checkpoints_hold_all_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
