@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -10,15 +11,17 @@ from tests.agents.training.recorded import Make, Recorded
 from zerokara.core.distributed import World
 
 
+@dataclass(frozen=True)
 class Votes(World):
     """Another process votes to stop or to save at some steps; `steps` are those at which the processes voted."""
 
-    def __init__(self, *, stop: int = -1, save: int = -1) -> None:
-        super().__init__()
-        self.__dict__.update(stop=stop, save=save, steps=list[int]())
+    stop: int = -1
+    save: int = -1
+    steps: list[int] = field(default_factory=list)
+    recorded: list[Recorded] = field(default_factory=list)
 
     def max(self, values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
-        step = self.step()
+        step = self.recorded[0].session.step
         self.steps.append(step)
         return [max(values[0], step == self.stop), max(values[1], step == self.save)]
 
@@ -28,7 +31,7 @@ class Votes(World):
 
 def trained(make: Make, world: Votes) -> Recorded:
     recorded = make(world=world)
-    world.__dict__["step"] = lambda: recorded.session.step
+    world.recorded.append(recorded)
     recorded.train()
     return recorded
 
