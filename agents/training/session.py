@@ -44,8 +44,7 @@ from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import restarted_since, resume_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval, Stopwatch
-from zerokara.core.zoo import provenance
-from zerokara.core.zoo import registry as zoo
+from zerokara.core.zoo import provenance, registry
 
 
 def make_env(config: Settings, world: World) -> envs.VectorEnv:
@@ -171,7 +170,7 @@ class Session(ABC):
         self.obs = self.env.reset(self.seed % 2**31)
         self.run.save_extra(environment=self.env.saved_settings())
         if pretrained_backbone:
-            weights = zoo.find_weights(pretrained_backbone)
+            weights = registry.find_weights(pretrained_backbone)
             self.run.print(str(load_pretrained_backbone(self.learner.network.backbone, weights)))
             provenance.record(self.run, pretrained_backbone)
             if not isinstance(self.learner, TraceLearner):  # which has no copies of the weights
@@ -224,7 +223,7 @@ class Session(ABC):
             def votes() -> list[float]:  # to stop, and to save, of any process; in one collective operation
                 return world.max([self.goal_reached or bool(run.stop_requested), checkpoint_needed()], device)
 
-            stop, save = votes()
+            stop, _ = votes()
             while self.step < config.total_steps and not stop:
                 before = self.step
                 yield
@@ -265,8 +264,7 @@ class Session(ABC):
         goal, recent = self.config.stop_at_return, list(self.returns)[-20:]
         if goal is None or self.step - self.last_evaluation_step < 20_000:
             return False
-        near = len(recent) == 20 and float(np.mean(recent)) >= goal - 0.5
-        return self.world.any(near, self.compute.torch_device)
+        return self.world.any(len(recent) == 20 and float(np.mean(recent)) >= goal - 0.5, self.compute.torch_device)
 
     def evaluate(self, repetition: int = 0) -> Scores:
         """Evaluate the policy in separate environments with other seeds than in training. All processes take part.
