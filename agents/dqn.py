@@ -5,7 +5,7 @@
 Mnih et al. 2015, "Human-level control through deep reinforcement learning". A convolutional network estimates the
 Q-value of every action. An epsilon-greedy policy acts in parallel environments, and transitions are stored in a replay
 buffer. Each update samples a batch and minimizes the Huber loss between Q(s, a) and the TD target, which bootstraps
-from a target network that is a periodic copy of the online network:
+from a target network that is a periodic copy or a moving average of the online network:
 
     target = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max over a' of Q_target(s', a')
 
@@ -161,7 +161,8 @@ def make_learner(
         learning_rate=config.learning_rate,
         epsilon=config.optimizer_epsilon,
         max_grad_norm=config.max_grad_norm,
-        has_target=True,
+        weight_decay=config.weight_decay,
+        target_tau=config.target_tau,
         seed=(config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED,  # differs from the seeds of replay and policy
     )
 

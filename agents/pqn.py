@@ -120,6 +120,7 @@ def make_learner(
         learning_rate=config.learning_rate,
         epsilon=RADAM_EPSILON,
         max_grad_norm=config.max_grad_norm,
+        weight_decay=config.weight_decay,
         average_gradients=config.average_every == "minibatch",
     )
 

@@ -55,10 +55,7 @@ class Augment:
         if self.rotation_degrees or self.shift or self.scale or self.shear_degrees or self.elastic_pixels:
             x_BCHW = warp(x_BCHW, self._sample_maps(x_BCHW, generator), self._sample_field(x_BCHW, generator))
         if self.crop_pixels:
-            corner_B2 = torch.randint(
-                2 * self.crop_pixels + 1, (len(x_BCHW), 2), generator=generator, device=x_BCHW.device
-            )
-            x_BCHW = crop(x_BCHW, self.crop_pixels, corner_B2)
+            x_BCHW = shift_at_random(x_BCHW, self.crop_pixels, generator)
         if self.flip:
             x_BCHW = torch.where(_flip_mask(x_BCHW, generator, index_B, epoch), x_BCHW.flip(3), x_BCHW)
         if self.brightness or self.contrast:
@@ -185,16 +182,28 @@ def warp(x_BCHW: Tensor, map_B23: Tensor, field_B2HW: Tensor | None = None) -> T
     return F.grid_sample(x_BCHW, position_BHW2, padding_mode="border", align_corners=False)
 
 
+def shift_at_random(x_BCHW: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Shift each image (B, C, H, W) by up to `pixels` in each direction, uniformly; edges are repeated."""
+    corner_B2 = torch.randint(2 * pixels + 1, (len(x_BCHW), 2), generator=generator, device=x_BCHW.device)
+    return crop(x_BCHW, pixels, corner_B2)
+
+
 def crop(x_BCHW: Tensor, margin_pixels: int, corner_B2: Tensor) -> Tensor:
     """Pad images by repeating their edges and crop to the original size (B, C, H, W).
 
     Args:
-        x_BCHW: images.
+        x_BCHW: images of any data type.
         margin_pixels: padding on each side.
         corner_B2: top left corner (y, x) of each crop in the padded image, from 0 to twice the margin.
     """
     height, width = x_BCHW.shape[2:]
-    padded = F.pad(x_BCHW, (margin_pixels,) * 4, mode="replicate")
+    if x_BCHW.is_floating_point():
+        padded = F.pad(x_BCHW, (margin_pixels,) * 4, mode="replicate")
+    else:  # integers, for which PyTorch has no such kernel on a GPU
+        padded = x_BCHW
+        for axis in (2, 3):
+            first, last = (padded.narrow(axis, at, 1) for at in (0, padded.shape[axis] - 1))
+            padded = torch.cat([*[first] * margin_pixels, padded, *[last] * margin_pixels], axis)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (B, C, y, x, H, W), without a copy
     index_B = torch.arange(len(x_BCHW), device=x_BCHW.device)
     return windows[index_B, :, corner_B2[:, 0], corner_B2[:, 1]]

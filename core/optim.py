@@ -42,9 +42,8 @@ def make_optimizer(
         outputs: matrices of the output layers; empty: the last matrix.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim >= 2]
-    vectors = [p for p in parameters if p.ndim < 2]
     if name == "muon":
+        matrices = [p for p in parameters if p.ndim >= 2]
         last = {id(p) for p in outputs or matrices[-1:]}
         groups: list[dict[str, Any]] = [
             {"params": [p for p in matrices if id(p) not in last], "muon": True, "weight_decay": weight_decay},
@@ -53,16 +52,24 @@ def make_optimizer(
                 "lr_factor": ADAMW_LR_FACTOR,
                 "weight_decay": weight_decay,
             },
-            {"params": vectors, "lr_factor": ADAMW_LR_FACTOR},
+            {"params": [p for p in parameters if p.ndim < 2], "lr_factor": ADAMW_LR_FACTOR},
         ]
         for group in groups:
             group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         return Muon([group for group in groups if group["params"]], lr=learning_rate, momentum=momentum)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    groups = _decay_groups(parameters, weight_decay)
     if name == "sgd":
         return SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
     return (Adam if name == "adam" else AdamW)(groups, lr=learning_rate, fused=True)
+
+
+def _decay_groups(parameters: Sequence[Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    """Return parameter groups with weight decay for matrices and filters, and without for biases and gains."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def orthogonalize(matrix_NRC: Tensor, steps: int = 5) -> Tensor:
@@ -207,6 +214,7 @@ class CompiledAdam(Adam):
         max_grad_norm: maximum norm of all gradients together; None: no clipping.
         function: compiles a function.
         rectified: use RAdam (Liu et al. 2020, "On the Variance of the Adaptive Learning Rate and Beyond", algorithm 2).
+        weight_decay: decoupled weight decay of matrices and filters, as `make_adam`.
     """
 
     def __init__(
@@ -219,9 +227,12 @@ class CompiledAdam(Adam):
         max_grad_norm: float | None,
         function: Callable[[Step], Step],
         rectified: bool = False,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(master, lr=lr, eps=eps)
+        groups = _decay_groups(master, weight_decay) if weight_decay else master
+        super().__init__(groups, lr=lr, eps=eps, decoupled_weight_decay=weight_decay > 0)
         self._pairs = list(zip(master, working, strict=True))
+        self._weight_decay = weight_decay
         self._rectified = rectified
         self._max_grad_norm = max_grad_norm
         self._move = function(_clipped_adam)
@@ -246,24 +257,29 @@ class CompiledAdam(Adam):
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             torch.tensor(factors),
+            [self._weight_decay > 0 and master.ndim >= 2 for master, _ in pairs],
             group["betas"],
             self._max_grad_norm,
         )
 
-    def _factors(self, step: float) -> tuple[float, float, float]:
-        """Return factors (a, b, c) of the update a * mean / (b * sqrt(square) + c) of a weight at a step."""
+    def _factors(self, step: float) -> tuple[float, float, float, float]:
+        """Return factors (a, b, c, d) of the update a * mean / (b * sqrt(square) + c) of a weight at a step.
+
+        d is the fraction of the weight that remains after weight decay, where it applies.
+        """
         group = self.param_groups[0]
         first, second = (1 - beta**step for beta in group["betas"])
         rate = float(group["lr"]) / first
+        remaining = 1 - float(group["lr"]) * self._weight_decay
         if not self._rectified:
-            return rate, second**-0.5, group["eps"]
+            return rate, second**-0.5, group["eps"], remaining
         decay = group["betas"][1]
         max_length = 2 / (1 - decay) - 1  # rho_infinity in the paper; `length` is rho_t
         length = max_length - 2 * step * (1 - second) / second
         if length <= 5:  # too few gradients to estimate the variance
-            return rate, 0.0, 1.0
+            return rate, 0.0, 1.0, remaining
         rectification = (length - 4) * (length - 2) * max_length / ((max_length - 4) * (max_length - 2) * length)
-        return rate * (rectification * second) ** 0.5, 1.0, group["eps"]
+        return rate * (rectification * second) ** 0.5, 1.0, group["eps"], remaining
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -278,11 +294,14 @@ def _clipped_adam(
     grads: list[Tensor],
     means: list[Tensor],
     squares: list[Tensor],
-    factor_P3: Tensor,
+    factor_P4: Tensor,
+    decays: list[bool],
     betas: tuple[float, float],
     max_norm: float | None,
 ) -> Tensor:
     """Clip the gradients and apply Adam in place (Kingma and Ba 2015, algorithm 1).
+
+    With weight decay it is AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2).
 
     Args:
         master: float32 weights.
@@ -290,7 +309,8 @@ def _clipped_adam(
         grads: gradients.
         means: moving averages of the gradients.
         squares: moving averages of the squared gradients.
-        factor_P3: `CompiledAdam._factors` of each of P weights.
+        factor_P4: `CompiledAdam._factors` of each of P weights.
+        decays: True for weights with weight decay.
         betas: decay rates of the two averages.
         max_norm: maximum norm of all gradients together; None: no clipping.
 
@@ -299,13 +319,15 @@ def _clipped_adam(
     """
     norm = torch.stack([grad.float().square().sum() for grad in grads]).sum().sqrt()
     scale = 1.0 if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for weight, copy, grad, mean, square, factor_3 in zip(
-        master, copies, grads, means, squares, factor_P3.unbind(), strict=True
+    for weight, copy, grad, mean, square, factor_4, is_decayed in zip(
+        master, copies, grads, means, squares, factor_P4.unbind(), decays, strict=True
     ):
         clipped = grad.float() * scale
         mean.lerp_(clipped, 1 - betas[0])
         square.mul_(betas[1]).addcmul_(clipped, clipped, value=1 - betas[1])
-        weight.sub_(factor_3[0] * mean / (square.sqrt() * factor_3[1] + factor_3[2]))
+        if is_decayed:
+            weight.mul_(factor_4[3])
+        weight.sub_(factor_4[0] * mean / (square.sqrt() * factor_4[1] + factor_4[2]))
         if copy is not None:
             copy.copy_(weight)
     return norm
@@ -330,6 +352,7 @@ def make_adam(
     eps: float,
     max_grad_norm: float | None,
     rectified: bool = False,
+    weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
     """Create Adam or RAdam for `clip_and_step`: `CompiledAdam` with compilation on a CPU, otherwise PyTorch's.
 
@@ -340,6 +363,8 @@ def make_adam(
         working: module used in forward and backward passes (`Compute.working_copy`).
         compute: device and compilation.
         lr, eps, max_grad_norm, rectified: as for `CompiledAdam`.
+        weight_decay: decoupled weight decay, lr * weight_decay per step, of parameters of two and more dimensions, not
+            of biases and the gains of normalization layers; 0: none.
     """
     kind = compute.torch_device.type
     if kind == "cpu" and compute.compile:
@@ -351,12 +376,14 @@ def make_adam(
             max_grad_norm=max_grad_norm,
             function=compute.function,
             rectified=rectified,
+            weight_decay=weight_decay,
         )
-    cuda = kind == "cuda"
+    cuda, parameters = kind == "cuda", list(master.parameters())
+    groups = _decay_groups(parameters, weight_decay) if weight_decay else parameters
     if rectified:
-        return RAdam(master.parameters(), lr=lr, eps=eps, capturable=cuda)
-    return Adam(
-        master.parameters(),
+        return RAdam(groups, lr=lr, eps=eps, capturable=cuda, decoupled_weight_decay=weight_decay > 0)
+    return (AdamW if weight_decay else Adam)(
+        groups,
         lr=torch.tensor(lr, device=compute.torch_device) if cuda else lr,
         eps=eps,
         fused=kind in ("cpu", "cuda"),

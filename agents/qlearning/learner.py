@@ -41,7 +41,9 @@ class Learner:
         learning_rate: initial learning rate.
         epsilon: epsilon of the optimizer.
         max_grad_norm: maximum norm for gradient clipping; None: no clipping.
-        has_target: create a target network.
+        weight_decay: decoupled weight decay of Adam and RAdam; 0: none.
+        target_tau: step of the target network towards the online network in an update of it; 1: the target network is a
+            copy. None: no target network.
         average_gradients: average the gradients of every step over the processes. False: each process does its own
             steps, and `average_weights` is called from time to time.
         seed: seed of `generator`, from which the noise of noisy layers and the quantile fractions of IQN are drawn;
@@ -61,19 +63,24 @@ class Learner:
         learning_rate: float,
         epsilon: float,
         max_grad_norm: float | None,
-        has_target: bool = False,
+        weight_decay: float = 0.0,
+        target_tau: float | None = None,
         average_gradients: bool = True,
         seed: int | None = None,
     ) -> None:
-        self.compute, self.world, self.max_grad_norm, self.has_target = compute, world, max_grad_norm, has_target
+        self.compute, self.world, self.max_grad_norm = compute, world, max_grad_norm
+        self.has_target, self._target_tau = target_tau is not None, target_tau
         self._average_gradients = average_gradients
         self._make_network, self._loss = make_network, loss
         self.network = compute.module(make_network())
         world.broadcast(self.network)
-        if has_target:
+        if self.has_target:
             self.target = compute.frozen(copy.deepcopy(self.network))
             if self.target.has_custom_backbone:  # which may have BatchNorm or dropout
                 self.target.backbone.eval()
+        # Moving average of the parameters in float32: the target network may have 16 bits, too few for small steps.
+        averaged = self.network.parameters() if target_tau is not None and target_tau < 1 else ()
+        self._average = [parameter.detach().clone() for parameter in averaged]
         # Copy in lower precision for forward and backward passes, where `compute` uses one; otherwise the same network.
         copied = optimizer != "rmsprop" and not self._averages_gradients
         self.online = compute.working_copy(self.network) if copied else self.network
@@ -89,6 +96,7 @@ class Learner:
                 eps=epsilon,
                 max_grad_norm=max_grad_norm,
                 rectified=optimizer == "radam",
+                weight_decay=weight_decay,
             )
         self.generator = None if seed is None else torch.Generator(compute.torch_device).manual_seed(seed)
         self._forward = compute.function(self._forward_eager)
@@ -142,9 +150,23 @@ class Learner:
         optim.set_learning_rate(self.optimizer, rate)
 
     def update_target_network(self) -> None:
+        """Move the target network towards the online network: target = (1 - tau) target + tau online (Polyak averaging).
+
+        With tau = 1 it becomes a copy. Buffers, such as the statistics of BatchNorm, are always copied.
+        """
+        if self._target_tau is None or self._target_tau == 1:
+            self.copy_to_target_network()
+            return
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, list(self.network.parameters()), self._target_tau)
+            torch._foreach_copy_(_tensors(self.target), [*self._average, *self.network.buffers()])
+
+    def copy_to_target_network(self) -> None:
         """Copy the online network into the target network."""
         with torch.no_grad():
             torch._foreach_copy_(_tensors(self.target), _tensors(self.network))
+            if self._average:
+                torch._foreach_copy_(self._average, list(self.network.parameters()))
 
     def average_weights(self) -> None:
         """Replace the weights by their means over the processes, which keep their own states of the optimizer."""
@@ -181,7 +203,7 @@ class Learner:
         """Update working copy and target network after a change of the weights that was not made by the optimizer."""
         self.refresh()
         if self.has_target:
-            self.update_target_network()
+            self.copy_to_target_network()
 
     # ---- CUDA graph
 
@@ -245,6 +267,8 @@ class Learner:
         }
         if self.has_target:
             state["target"] = self.target.state_dict()
+        if self._average:
+            state["target_average"] = self._average
         if self.generator is not None:
             state["generator"] = self.generator.get_state()
         return state
@@ -255,6 +279,8 @@ class Learner:
         self.refresh()
         if self.has_target:
             self.target.load_state_dict(state["target"])
+        if self._average:
+            torch._foreach_copy_(self._average, state["target_average"])
         optim.load_optimizer_state(self.optimizer, state["optimizer"])
         self._sums.copy_(state["sums"])
         if self.generator is not None:

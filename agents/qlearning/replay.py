@@ -37,6 +37,7 @@ from zerokara.agents.qlearning.replay_files import (
     ring_copies,
 )
 from zerokara.core import checkpoint
+from zerokara.core.augment import shift_at_random
 from zerokara.core.config import UserError
 
 FIRST, TERMINAL, LAST = 1, 2, 4  # bits of the flag of a slot
@@ -83,6 +84,7 @@ class Replay:
         checkpoint_margin: additional slots, summed over all environments, that can be written between two checkpoints;
             `needs_checkpoint` is true when they are used up.
         steps_at_once: steps of an environment that are added between two looks at `needs_checkpoint`.
+        random_shift: shift the images of a batch at random by up to this number of pixels; 0: do not.
         function: compiles a function that consists of many small operations.
         print_line: function that prints the size of the buffer before it is allocated.
 
@@ -105,13 +107,14 @@ class Replay:
         folder: Path | None = None,
         checkpoint_margin: int = 0,
         steps_at_once: int = 1,
+        random_shift: int = 0,
         function: Callable[[Lookup], Lookup] = lambda find: find,
         print_line: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.frame_stack = obs_shape[0] // frame_channels
         self.frame_shape, self._dtype = (frame_channels, *obs_shape[1:]), dtype
         self.num_envs, self.n_step, self.device = num_envs, n_step, device
-        self._steps_at_once = steps_at_once
+        self._steps_at_once, self._random_shift = steps_at_once, random_shift
         self._current_n_step: Tensor | None = None  # n of the return, if it is annealed
         self._discount: Tensor | float = gamma  # of one step
         self.window = -(-capacity // num_envs)  # slots per ring buffer that are sampled
@@ -257,7 +260,18 @@ class Replay:
 
     def sample(self, batch_size: int) -> Batch:
         """Sample transitions: uniformly an environment, then uniformly a slot. Does not synchronize with the device."""
-        return self.gather(*self._draw(batch_size))
+        return self._shift(self.gather(*self._draw(batch_size)))
+
+    def _shift(self, batch: Batch) -> Batch:
+        """Shift the images of a batch at random, if configured: observations and next observations independently.
+
+        Yarats, Kostrikov and Fergus 2021, "Image Augmentation Is All You Need: Regularizing Deep Reinforcement Learning
+        from Pixels" (DrQ), with one random shift of each (K = M = 1).
+        """
+        if not self._random_shift:
+            return batch
+        obs, next_obs = (shift_at_random(x, self._random_shift, self.generator) for x in (batch.obs, batch.next_obs))
+        return batch._replace(obs=obs, next_obs=next_obs)
 
     def _draw(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Draw environments (B,) uniformly, and a slot (B,) of each uniformly."""

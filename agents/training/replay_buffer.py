@@ -66,6 +66,7 @@ def make_replay(
         # Slots written between two checkpoints, with room for the last observations of truncated episodes.
         checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * num_envs * steps_at_once,
         steps_at_once=steps_at_once,
+        random_shift=config.random_shift,
         function=compute.function,
         print_line=lambda line: None if is_finished() else run.print(line),
     )

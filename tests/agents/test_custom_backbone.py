@@ -128,7 +128,7 @@ def test_batch_norm_is_updated_by_updates_of_the_online_network_only() -> None:
         learning_rate=0.1,
         epsilon=1e-8,
         max_grad_norm=None,
-        has_target=True,
+        target_tau=1.0,
     )
 
     def batches() -> list[int]:

@@ -21,11 +21,12 @@ RAINBOW = (
     *("--log-every-steps", "80", "--checkpoint-every-steps", "100", "--eval-every-steps", "240"),
     *("--eval-episodes", "2", "--eval-max-steps", "10", "--n-step-start", "6", "--gamma-start", "0.9"),
     *("--n-step-gamma-anneal-updates", "8", "--reset-every-updates", "10", "--per-beta-steps", "480"),
+    *("--target-tau", "0.1", "--weight-decay", "0.1", "--random-shift", "2"),
 )
 
 
 def test_rainbow_resumes_bitwise_identically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resume a run with all parts that have state: priorities, noise, annealing and resets."""
+    """Resume a run with all parts that have state: priorities, noise, annealing, resets, an averaged target network."""
     monkeypatch.chdir(tmp_path)
     dqn.main([*RAINBOW, "--name", "whole"])
     dqn.main([*RAINBOW, "--name", "halves", "--total-steps", "240", "--no-delete-replay"])

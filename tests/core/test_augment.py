@@ -174,6 +174,14 @@ def test_crop_pads_by_repeating_the_edge() -> None:
     assert torch.equal(cut[1, :, 0], torch.cat([x[1, :, 0, 2:], x[1, :, 0, -1:].expand(3, 2)], 1))
 
 
+def test_crop_of_integers_is_that_of_floats() -> None:
+    x = (random_images(5, 3, 6, 8) * 255).to(torch.uint8)
+    corner_B2 = torch.tensor([[0, 0], [4, 1], [2, 2], [3, 4], [1, 3]])
+    cut = crop(x, 2, corner_B2)
+    assert cut.dtype is torch.uint8
+    assert torch.equal(cut.float(), crop(x.float(), 2, corner_B2))
+
+
 def test_crop_samples_all_offsets() -> None:
     x = torch.arange(49.0).view(1, 1, 7, 7).expand(2000, -1, -1, -1) / 49
     center_B = Augment(crop_pixels=2)(x, seeded())[:, 0, 3, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,14 +261,14 @@ def test_bfloat16_loss_is_close_to_float32() -> None:
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"noisy": True}, {"weight_decay": 0.1, "target_tau": 0.5}])
 def test_16_bit_working_copy_resumes_from_a_checkpoint_and_follows_a_reset(
-    monkeypatch: pytest.MonkeyPatch, noisy: bool
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     """Settings of compiled runs on a CPU, without the compilation, which does not matter here."""
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute = Compute(precision="bfloat16", compile=True)
-    learner, other = (make(batches(6), compute=compute, noisy=noisy) for _ in range(2))
+    learner, other = (make(batches(6), compute=compute, **changes) for _ in range(2))
     assert {p.dtype for p in learner.online.parameters()} == {torch.bfloat16}
     for _ in range(3):
         learner.update()

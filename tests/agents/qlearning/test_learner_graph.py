@@ -81,8 +81,8 @@ def sampling(**changes: Any) -> Sampling:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optimizer": "rmsprop"}, {"noisy": True}, {"head": "iqn"}, {"pqn": True}],
-    ids=["adam", "rmsprop", "noisy", "iqn", "pqn"],
+    [{}, {"optimizer": "rmsprop"}, {"noisy": True}, {"head": "iqn"}, {"pqn": True}, {"weight_decay": 0.1}],
+    ids=["adam", "rmsprop", "noisy", "iqn", "pqn", "adamw"],
 )
 def test_updates_from_a_graph_equal_eager_updates(changes: dict[str, Any]) -> None:
     eager, graphed = sampling(**changes), sampling(**changes)
