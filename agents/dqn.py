@@ -13,8 +13,8 @@ where s' is the observation after the n steps. A return ends earlier at a termin
 a truncation, where it bootstraps from the last observation of the episode with the smaller power of gamma.
 
 Extensions are options of the config (agents/configs/dqn.py): double Q-learning (van Hasselt et al. 2016), dueling
-networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step returns, C51, QR-DQN, IQN, noisy networks
-and Munchausen DQN; presets combine them as in their papers (docs/dqn.md has the results).
+networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step returns, C51, HL-Gauss, QR-DQN, IQN, noisy
+networks, Munchausen DQN and DrQ; presets combine them as in their papers (docs/dqn.md has the results).
 
 Top to bottom: the TD target and the loss, the parts of a run, one iteration of the loop (act, step, sample, update,
 store), the updates that are due. Precision, compilation and CUDA graphs are in agents/qlearning/learner.py; logging,
@@ -46,7 +46,7 @@ from torch import Tensor
 
 from zerokara.agents.actors import feed, ray_actors
 from zerokara.agents.qlearning import schedules
-from zerokara.agents.qlearning.distributional import CATEGORICAL_LOSSES, SCALAR_LOSSES, project, quantile_huber_loss
+from zerokara.agents.qlearning.distributional import C51_TARGETS, CATEGORICAL_LOSSES, SCALAR_LOSSES, quantile_huber_loss
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead
 from zerokara.agents.qlearning.learner import Learner
@@ -117,13 +117,14 @@ def dqn_loss(
             next_z_BXM = outputs_of_actions(next_z_BXA, next_action_B)[:, :, None]
             next_pi_BM, tau_log_pi_BM = torch.ones_like(next_q_BA[:, :1]), torch.zeros_like(next_q_BA[:, :1])  # M = 1
 
-        if isinstance(target.head, CategoricalHead):  # C51: shift the atoms and project them onto the support
+        if isinstance(target.head, CategoricalHead):  # C51: shift the atoms
             atom_X = target.head.atom_X
             shifted_BXM = reward_B[:, None, None] + discount_B[:, None, None] * (
                 atom_X[:, None] - tau_log_pi_BM[:, None]
             )
             probability_BXM = next_pi_BM[:, None] * next_z_BXM.softmax(dim=1)
-            target_BX = project(shifted_BXM.flatten(1), probability_BXM.flatten(1), atom_X)
+            to_target = C51_TARGETS[config.target_distribution]  # projection, or a classification target for the mean
+            target_BX = to_target(shifted_BXM.flatten(1), probability_BXM.flatten(1), atom_X, config.hl_gauss_sigma)
         else:  # expected return or quantiles
             next_value_BX = (next_pi_BM[:, None] * (next_z_BXM - tau_log_pi_BM[:, None])).sum(dim=2)
             target_BX = reward_B[:, None] + discount_B[:, None] * next_value_BX

@@ -1,4 +1,4 @@
-"""Layers that PyTorch does not have: binary layers and noisy linear layers.
+"""Layers that PyTorch does not have: binary layers, noisy linear layers, normalization of channels.
 
 Shapes: B batch, I inputs, O outputs.
 """
@@ -171,6 +171,13 @@ def first_filters(network: nn.Module) -> Tensor:
     if convolution is None:
         raise UserError("The network has no convolution, whose filters could be shown: choose another run.")
     return convolution.weight.detach()
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalization over the channels of every pixel of maps (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class NoisyLinear(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+from torch.optim.optimizer import ParamsT
 
 from zerokara.core.compute import Compute
 from zerokara.core.eager_optim import SGD, Adam, AdamW, EagerOptimizer, RAdam
@@ -229,7 +230,7 @@ class CompiledAdam(Adam):
         rectified: bool = False,
         weight_decay: float = 0.0,
     ) -> None:
-        groups = _decay_groups(master, weight_decay) if weight_decay else master
+        groups: ParamsT = _decay_groups(master, weight_decay) if weight_decay else master
         super().__init__(groups, lr=lr, eps=eps, decoupled_weight_decay=weight_decay > 0)
         self._pairs = list(zip(master, working, strict=True))
         self._weight_decay = weight_decay
@@ -379,7 +380,7 @@ def make_adam(
             weight_decay=weight_decay,
         )
     cuda, parameters = kind == "cuda", list(master.parameters())
-    groups = _decay_groups(parameters, weight_decay) if weight_decay else parameters
+    groups: ParamsT = _decay_groups(parameters, weight_decay) if weight_decay else parameters
     if rectified:
         return RAdam(groups, lr=lr, eps=eps, capturable=cuda, decoupled_weight_decay=weight_decay > 0)
     return (AdamW if weight_decay else Adam)(

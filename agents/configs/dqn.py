@@ -34,7 +34,7 @@ class Config(Settings):
     """Named set of defaults for the other options."""
 
     # --- network ---------------------------------------------------------------------------------------------------
-    backbone: Annotated[str, NamesOrPath(("nature", "nips", "der", "impala", "dcgan", "mlp"))] = "der"
+    backbone: Annotated[str, NamesOrPath(("nature", "nips", "der", "impala", "hadamax", "dcgan", "mlp"))] = "der"
     """Backbone, by its name in core.backbones. One of your own is file.py:Class (docs/backbones.md); mlp is for
     vectors (see --obs-type), dcgan is used without normalization layers."""
     pretrained_backbone: str = ""
@@ -59,6 +59,8 @@ class Config(Settings):
     """Initial noise scale sigma_0 of noisy layers; a layer with p inputs starts with sigma_0 / sqrt(p)."""
     spectral_norm: bool = False
     """Apply spectral normalization to the residual convolutions (backbone impala)."""
+    pool: Literal["max", "mean"] = "max"
+    """Pooling of the last feature map (backbone impala): max, to --pool-size, or mean, to one pixel (Impoola)."""
     pool_size: Annotated[int, Range(0, 64)] = 0
     """Height and width to which the last feature map is max-pooled (backbone impala); 0: no pooling."""
     same_padding: bool = False
@@ -74,6 +76,11 @@ class Config(Settings):
     """c51: return of the last atom."""
     v_min: float | None = None
     """c51: return of the first atom; None: the negative of --v-max."""
+    target_distribution: Literal["c51", "two_hot", "hl_gauss"] = "c51"
+    """c51: distribution to learn. c51 projects that of the target network; two_hot and hl_gauss stand for its mean: the
+    two atoms next to it, or a Gaussian around it."""
+    hl_gauss_sigma: Positive = 0.75
+    """c51, hl_gauss: standard deviation of the Gaussian, in distances of two atoms."""
     num_quantiles: Annotated[int, Range(1, 1000)] = 64
     """qr: number of quantiles."""
     num_tau_samples: Annotated[int, Range(1, 1000)] = 64
@@ -253,11 +260,15 @@ def refuse_contradictions(config: Config) -> None:
             f"--same-padding is an option of the backbones nature, nips and der, not of --backbone {config.backbone}: "
             f"choose one of them, or leave --same-padding out."
         )
-    for name, given in (("spectral_norm", config.spectral_norm), ("pool_size", config.pool_size > 0)):
+    for name, given in (
+        ("spectral_norm", config.spectral_norm),
+        ("pool", config.pool != "max"),
+        ("pool_size", config.pool_size > 0),
+    ):
         if given and config.backbone != "impala":
             raise UserError(
-                f"{flag(name)} requires the residual blocks of --backbone impala, and --backbone {config.backbone} has "
-                f"none: pass --backbone impala, or leave {flag(name)} out."
+                f"{flag(name)} is an option of --backbone impala, not of --backbone {config.backbone}: pass --backbone "
+                f"impala, or leave {flag(name)} out."
             )
     if config.actors:
         check_actors(config)

@@ -34,7 +34,7 @@ class Config(Settings):
     """Number of parallel environments."""
 
     # --- network ---------------------------------------------------------------------------------------------------
-    backbone: Annotated[str, NamesOrPath(("nature", "nips", "der", "mlp"))] = "nature"
+    backbone: Annotated[str, NamesOrPath(("nature", "nips", "der", "hadamax", "mlp"))] = "nature"
     """Backbone, by its name in core.backbones. One of your own is file.py:Class (docs/backbones.md); mlp is for
     vectors (see --obs-type)."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0

@@ -2,7 +2,7 @@
 
 The TD target and the loss of DQN are in agents/dqn.py, the lambda-returns and the loss of PQN in agents/pqn.py.
 
-Shapes: B batch, X atoms, K shifted atoms, T quantiles, S target quantiles.
+Shapes: B batch, X atoms, K shifted atoms, E edges of bins, T quantiles, S target quantiles.
 """
 
 from __future__ import annotations
@@ -29,6 +29,48 @@ def project(atom_BK: Tensor, probability_BK: Tensor, support_X: Tensor) -> Tenso
     projected_BX = probability_BK.new_zeros(len(atom_BK), len(support_X))
     projected_BX = projected_BX.scatter_add(1, lower_BK, probability_BK * (1 - upper_fraction_BK))
     return projected_BX.scatter_add(1, upper_BK, probability_BK * upper_fraction_BK)
+
+
+def two_hot(value_B: Tensor, support_X: Tensor) -> Tensor:
+    """Return probabilities (B, X) of the two atoms next to each value, whose mean is the value.
+
+    Farebrother et al. 2024, "Stop Regressing: Training Value Functions via Classification for Scalable Deep RL",
+    section 3.1, "Two-Hot". Values are clipped to the range of the support.
+    """
+    return project(value_B[:, None], torch.ones_like(value_B[:, None]), support_X)
+
+
+def hl_gauss(value_B: Tensor, support_X: Tensor, sigma: float) -> Tensor:
+    """Return probabilities (B, X) of a normal distribution around each value, in bins that are centered on the atoms.
+
+    Farebrother et al. 2024, section 3.1, "HL-Gauss", after Imani and White 2018, "Improving Regression Performance with
+    Distributional Losses". The probabilities are divided by their sum. Values are clipped to the range of the support,
+    which the published listing leaves out: far outside of it, the sum would be 0.
+
+    Args:
+        value_B: means.
+        support_X: atoms, the centers of the bins.
+        sigma: standard deviation, in widths of a bin.
+    """
+    width = (support_X[-1] - support_X[0]) / (len(support_X) - 1)
+    edge_E = torch.cat([support_X - width / 2, support_X[-1:] + width / 2])  # E = X + 1
+    value_B1 = torch.minimum(torch.maximum(value_B[:, None], support_X[0]), support_X[-1])
+    cdf_BE = torch.erf((edge_E - value_B1) / (sigma * width * 2**0.5))  # twice the distribution function, minus 1
+    return cdf_BE.diff(dim=1) / (cdf_BE[:, -1:] - cdf_BE[:, :1])
+
+
+C51_TARGETS: Mapping[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+    "c51": lambda atom_BK, probability_BK, support_X, sigma: project(atom_BK, probability_BK, support_X),
+    "two_hot": lambda atom_BK, probability_BK, support_X, sigma: two_hot(
+        (atom_BK * probability_BK).sum(dim=1), support_X
+    ),
+    "hl_gauss": lambda atom_BK, probability_BK, support_X, sigma: hl_gauss(
+        (atom_BK * probability_BK).sum(dim=1), support_X, sigma
+    ),
+}
+"""Target distributions of head c51 by name: functions of the shifted atoms of the target network (B, K), their
+probabilities (B, K), the support (X,) and sigma of `hl_gauss`, which return probabilities (B, X). The mean of the
+shifted atoms is the TD target of a scalar head."""
 
 
 def kl_divergence(logit_BX: Tensor, target_BX: Tensor) -> Tensor:

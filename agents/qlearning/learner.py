@@ -150,9 +150,10 @@ class Learner:
         optim.set_learning_rate(self.optimizer, rate)
 
     def update_target_network(self) -> None:
-        """Move the target network towards the online network: target = (1 - tau) target + tau online (Polyak averaging).
+        """Move the target network towards the online network (Polyak averaging).
 
-        With tau = 1 it becomes a copy. Buffers, such as the statistics of BatchNorm, are always copied.
+        target = (1 - tau) target + tau online; with tau = 1 it becomes a copy. Buffers, such as the statistics of
+        BatchNorm, are always copied.
         """
         if self._target_tau is None or self._target_tau == 1:
             self.copy_to_target_network()

@@ -18,7 +18,7 @@ from zerokara.agents.configs import dqn, pqn, stream
 from zerokara.agents.qlearning.heads import HEADS, ScalarHead
 from zerokara.agents.qlearning.normalization import InputNormalization
 from zerokara.core.backbones.registry import BackboneName, is_custom, make_backbone, option_names
-from zerokara.core.layers import NoisyLinear, ReLU, SampleNorm, sparse_init_
+from zerokara.core.layers import NoisyLinear, SampleNorm, sparse_init_
 
 WeightInit = Literal["he", "torch", "xavier"]
 
@@ -79,7 +79,13 @@ class QNetwork(nn.Module):
         self.head = ScalarHead() if head is None else head(features)
         outputs = self.head.outputs
         stream = functools.partial(
-            _stream, features, hidden_units, layer_norm=layer_norm, noisy_sigma_init=noisy_sigma_init, init=weight_init
+            _stream,
+            features,
+            hidden_units,
+            layer_norm=layer_norm,
+            noisy_sigma_init=noisy_sigma_init,
+            init=weight_init,
+            make_activation=self.backbone.hidden_activation,
         )
         self.advantage = stream(outputs * num_actions)
         self.value = stream(outputs) if dueling else None
@@ -125,6 +131,7 @@ def _stream(
     layer_norm: bool,
     noisy_sigma_init: float | None,
     init: WeightInit,
+    make_activation: Callable[[], nn.Module],
 ) -> nn.Sequential:
     """Hidden layer and output layer.
 
@@ -136,14 +143,14 @@ def _stream(
             NoisyLinear(features, hidden_units, noisy_sigma_init),
             NoisyLinear(hidden_units, outputs, noisy_sigma_init),
         )
-        return nn.Sequential(layers[0], norm, ReLU(), layers[1])
+        return nn.Sequential(layers[0], norm, make_activation(), layers[1])
     hidden, out = nn.Linear(features, hidden_units), nn.Linear(hidden_units, outputs)
     if init == "he":
         nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
         nn.init.zeros_(hidden.bias)
         nn.init.normal_(out.weight, std=0.1 / math.sqrt(hidden_units))
         nn.init.zeros_(out.bias)
-    return nn.Sequential(hidden, norm, ReLU(), out)
+    return nn.Sequential(hidden, norm, make_activation(), out)
 
 
 def _init_xavier(module: nn.Module) -> None:
@@ -162,7 +169,7 @@ def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_action
     padding = {"same_padding": config.same_padding}
     options: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("nature", "nips", "der"), padding),
-        "impala": {"spectral_norm": config.spectral_norm, "pool_size": config.pool_size},
+        "impala": {"spectral_norm": config.spectral_norm, "pool": config.pool, "pool_size": config.pool_size},
         "dcgan": {"norm": "none"},  # BatchNorm would make Q-values depend on the other observations in the batch
     }
     return QNetwork(
@@ -184,7 +191,7 @@ def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_action
 def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
     """Create the Q-network of a PQN config, initialized as in the published code (He et al. 2015).
 
-    A backbone of one's own keeps its own initialization, and gets `layer_norm` if it has this option.
+    A backbone of one's own or one with its own initialization keeps it. It gets `layer_norm` if it has this option.
     """
     has_layer_norm = "layer_norm" in option_names(config.backbone)
     network = QNetwork(
@@ -197,8 +204,9 @@ def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_ac
         layer_norm=config.layer_norm,
         backbone_options={"layer_norm": config.layer_norm} if has_layer_norm else None,
     )
+    keeps_weights = network.has_custom_backbone or network.backbone.has_own_initialization
     for module in network.backbone.modules():
-        if isinstance(module, nn.Conv2d) and not network.has_custom_backbone:
+        if isinstance(module, nn.Conv2d) and not keeps_weights:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

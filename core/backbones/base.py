@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from zerokara.core.backbones.heads import PooledHead
 from zerokara.core.config import UserError
+from zerokara.core.layers import ReLU
 
 
 class Backbone(nn.Module, ABC):
@@ -27,6 +28,7 @@ class Backbone(nn.Module, ABC):
     Attributes:
         name: key in `BACKBONES`.
         default_input, default_classes: channels and side of the images in the network's paper, and number of classes.
+        has_own_initialization: the constructor initializes the weights as in the network's paper, which PQN keeps.
         published_mean, published_std: normalization of the images on which torchvision's weights were trained; pixels
             are 0 to 1.
         in_channels: channels of the input, float, scaled to [0, 1] or normalized.
@@ -42,6 +44,7 @@ class Backbone(nn.Module, ABC):
     default_classes: ClassVar[int] = 1000
     published_mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)
     published_std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
+    has_own_initialization: ClassVar[bool] = False
     in_channels: int
     image_size: tuple[int, int]
     out_channels: int
@@ -70,6 +73,10 @@ class Backbone(nn.Module, ABC):
     def with_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Compute the last feature map and the inputs of auxiliary heads (an empty list for most networks)."""
         return self(x), []
+
+    def hidden_activation(self) -> nn.Module:
+        """Make the activation function of hidden layers that follow this network, in agents."""
+        return ReLU()
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
         """Make the classifier head of the network's paper, from the last feature map to logits (B, K).
@@ -124,7 +131,9 @@ class _ShapesOnly(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _KEEP_SHAPE or (func is Tensor.add and getattr(args[1], "shape", None) == args[0].shape):
+        if func in _KEEP_SHAPE or (
+            func in (Tensor.add, Tensor.mul) and getattr(args[1], "shape", None) == args[0].shape
+        ):
             return args[0]
         if func is F.pad and len(args[1]) == 4:
             return _padded(*args)
@@ -216,6 +225,7 @@ _KEEP_SHAPE = frozenset(
         F.relu,
         F.relu6,
         F.leaky_relu,
+        F.gelu,
         F.batch_norm,
         F.group_norm,
         F.layer_norm,
@@ -273,6 +283,12 @@ class _Stages(nn.Module):
 def scaled(channels: int, width: float) -> int:
     """Multiply a number of channels by a width multiplier; the result is at least 1."""
     return max(1, round(channels * width))
+
+
+def same_margin(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return the pixels that SAME adds before and after an axis of `size` pixels; of an odd sum, more after it."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
 
 
 def he_init(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:

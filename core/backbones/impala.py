@@ -5,10 +5,14 @@ each with a 3x3 convolution, a 3x3 max-pool of stride 2 and two residual blocks;
 
 Options of later papers: `width` multiplies the channels (Cobbe et al. 2019); spectral normalization of the residual
 blocks (Bjorck et al. 2021, "Towards Deeper Deep Reinforcement Learning with Spectral Normalization"); a max-pool at the
-end (Schmidt and Schmied 2021, "Fast and Data-Efficient Training of Rainbow").
+end (Schmidt and Schmied 2021, "Fast and Data-Efficient Training of Rainbow"); a mean over all pixels at the end, called
+global average pooling (Trumpp et al. 2025, "Impoola: The Power of Average Pooling for Image-Based Deep Reinforcement
+Learning"; Sokar and Castro 2025, "Mind the GAP! The Challenges of Scale in Pixel-based Deep Reinforcement Learning").
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +50,13 @@ class _Section(nn.Module):
         return x
 
 
+class _GlobalMean(nn.Module):
+    """Mean over all pixels: (B, C, H, W) to (B, C, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
 class Impala(Backbone):
     """Fifteen convolutions; 84x84 becomes 11x11.
 
@@ -54,6 +65,7 @@ class Impala(Backbone):
         image_size: side or (H, W) of the images, in pixels.
         width: factor on the channels.
         spectral_norm: divide the weights of the residual blocks by their largest singular value.
+        pool: max: pool the last map to `pool_size`; mean: to one pixel.
         pool_size: height and width to which the last map is max-pooled; 0: no pooling.
     """
 
@@ -67,10 +79,13 @@ class Impala(Backbone):
         *,
         width: float = 1.0,
         spectral_norm: bool = False,
+        pool: Literal["max", "mean"] = "max",
         pool_size: int = 0,
     ) -> None:
         super().__init__(in_channels, image_size)
-        self.pool = nn.AdaptiveMaxPool2d(pool_size) if pool_size else nn.Identity()
+        self.pool: nn.Module = nn.AdaptiveMaxPool2d(pool_size) if pool_size else nn.Identity()
+        if pool == "mean":
+            self.pool = _GlobalMean()
         self.sections = nn.ModuleList()
         for channels in (16, 32, 32):
             out_channels = max(1, round(channels * width))

@@ -23,18 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerokara.core.backbones.base import Backbone
+from zerokara.core.backbones.base import Backbone, same_margin
 from zerokara.core.backbones.heads import FlatHead
-from zerokara.core.layers import relu
+from zerokara.core.layers import ChannelNorm, relu
 
 MIN_CHANNELS = 16  # from this number on, a matrix product is faster than the library's convolution
-
-
-class _ChannelNorm(nn.LayerNorm):
-    """Layer normalization over the channels of every pixel of maps (B, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class _Conv(nn.Conv2d):
@@ -94,12 +87,12 @@ class _Strided(Backbone):
             margin: tuple[int, int, int, int] | None = None
             padding = own_padding
             if same_padding:
-                margin = (*_same_padding(columns, kernel, stride), *_same_padding(rows, kernel, stride))
+                margin = (*same_margin(columns, kernel, stride), *same_margin(rows, kernel, stride))
                 rows, columns = -(-rows // stride), -(-columns // stride)
                 padding, margin = (margin[0], None) if len(set(margin)) == 1 else (0, margin)
             self._margins.append(margin)
             self.convs.append(_Conv(in_channels, out_channels, kernel, stride, padding))
-            self.norms.append(_ChannelNorm(out_channels, eps=1e-6) if layer_norm else nn.Identity())
+            self.norms.append(ChannelNorm(out_channels, eps=1e-6) if layer_norm else nn.Identity())
             in_channels = out_channels
         self._measure()
 
@@ -118,12 +111,6 @@ class _Strided(Backbone):
             x = self.activation(norm(conv(x if margin is None else F.pad(x, margin))))
             maps.append(x)
         return maps
-
-
-def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return the pixels that SAME adds before and after an axis of `size` pixels; of an odd sum, more after it."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
 
 
 class Nips(_Strided):

@@ -24,6 +24,7 @@ from zerokara.core.backbones.custom import CustomBackbone, make_custom_class
 from zerokara.core.backbones.dcgan import Dcgan
 from zerokara.core.backbones.deep_cnn import DeepCnn
 from zerokara.core.backbones.googlenet import GoogLeNet
+from zerokara.core.backbones.hadamax import Hadamax
 from zerokara.core.backbones.impala import Impala
 from zerokara.core.backbones.kernels import KERNELS
 from zerokara.core.backbones.mlp import Mlp
@@ -41,6 +42,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "der": Der,
     "stream": Stream,
     "impala": Impala,
+    "hadamax": Hadamax,
     "deep_cnn": DeepCnn,
     "alexnet": AlexNet,
     "alexnet_2012": AlexNet2012,

@@ -56,6 +56,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"head": "iqn", "num_policy_tau_samples": 4},
     {"noisy": True},
     {"backbone": "impala", "spectral_norm": True, "pool_size": 3},
+    {"backbone": "impala", "pool": "mean"},
+    {"backbone": "hadamax"},
     {"algorithm": "pqn"},
     {"algorithm": "stream"},
 ]

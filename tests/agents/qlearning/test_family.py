@@ -306,8 +306,9 @@ def test_a_reset_reinitializes_the_head_and_perturbs_the_backbone() -> None:
         (["--munchausen", "--double"], "--munchausen and --double"),
         (["--preset", "btr", "--double"], "--munchausen and --double"),
         (["--preset", "nature", "--final-learning-rate", "1e-5"], "--final-learning-rate and --optimizer rmsprop"),
-        (["--spectral-norm"], "--spectral-norm requires the residual blocks of --backbone impala"),
+        (["--spectral-norm"], "--spectral-norm is an option of --backbone impala"),
         (["--preset", "rainbow", "--pool-size", "6"], "--backbone nature"),
+        (["--pool", "mean"], "--pool is an option of --backbone impala, not of --backbone der"),
     ],
 )
 def test_contradictory_settings_are_refused(words: list[str], message: str) -> None:

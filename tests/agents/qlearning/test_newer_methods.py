@@ -1,18 +1,21 @@
-"""Averaged target network, weight decay and random shifts, against numbers computed by hand."""
+"""Averaged target network, weight decay, random shifts and agents with the Hadamax encoder, by hand."""
 
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.agents.qlearning.sampled import SampledLearner, batches, make
+from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.configs.dqn import read_config
+from zerokara.agents.qlearning.network import make_network, make_pqn_network
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
 from zerokara.core import optim
@@ -193,6 +196,37 @@ def test_shifts_continue_with_the_state_of_the_buffer() -> None:
     for ours, theirs in zip(*batches_, strict=True):
         assert torch.equal(ours, theirs)
     assert isinstance(batches_[0], Batch)
+
+
+# Hadamax encoder
+
+
+def test_parameters_of_the_published_agent_at_6_actions() -> None:
+    """Convolutions and normalizations of both branches, hidden layer, its normalization, outputs."""
+    number = sum(p.numel() for p in make_pqn_network(pqn.Config(backbone="hadamax"), (4, 84, 84), 6).parameters())
+    blocks = 2 * (8_224 + 64) + 2 * (32_832 + 128) + 2 * (36_928 + 128)
+    assert number == blocks + (7_744 * 512 + 512) + 1_024 + (512 * 6 + 6) == 4_126_150
+
+
+def test_agents_keep_xavier_initialization_and_have_gelu() -> None:
+    torch.manual_seed(0)
+    networks = (
+        make_pqn_network(pqn.Config(backbone="hadamax"), (4, 84, 84), 6),
+        make_network(dqn.Config(backbone="hadamax", layer_norm=True), (4, 84, 84), 6),
+    )
+    for network in networks:
+        for conv in (module for module in network.backbone.modules() if isinstance(module, nn.Conv2d)):
+            area = conv.kernel_size[0] ** 2
+            expected = math.sqrt(2 / (area * (conv.in_channels + conv.out_channels)))
+            assert float(conv.weight.std()) == pytest.approx(expected, rel=0.05)
+            assert not conv.get_parameter("bias").any()
+        assert [type(layer).__name__ for layer in network.advantage] == ["Linear", "LayerNorm", "GELU", "Linear"]
+        assert network.advantage[2].approximate == "tanh"
+
+
+def test_pqn_without_normalization_has_none() -> None:
+    network = make_pqn_network(pqn.Config(backbone="hadamax", layer_norm=False), (4, 84, 84), 6)
+    assert not [module for module in network.modules() if isinstance(module, nn.LayerNorm)]
 
 
 # Settings

@@ -14,7 +14,7 @@ from zerokara.core.backbones.registry import BACKBONES, make_backbone
 from zerokara.core.config import UserError
 
 ATARI = ["nature", "nips", "der", "impala"]
-SMALL = [*ATARI, "deep_cnn", "resnet20", "plain20", "dcgan", "r3"]
+SMALL = [*ATARI, "hadamax", "deep_cnn", "resnet20", "plain20", "dcgan", "r3"]
 NARROW: dict[str, dict[str, Any]] = {
     **{name: {"width": 0.0625} for name in ("vgg11", "vgg16_bn", "googlenet", "resnet18", "resnet50")},
     "efficientnet_lite0": {"width": 0.25},
@@ -49,8 +49,8 @@ def test_interface(name: str, image_size: int | tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("dcgan", "r3")]
-)  # end in leaky ReLU, and in no activation
+    "name", [name for name in NAMES if name not in ("dcgan", "r3", "hadamax")]
+)  # end in leaky ReLU, in no activation, and in a product
 def test_last_feature_map_is_nonnegative(name: str) -> None:
     last = make_backbone(name, 1, 64, **NARROW.get(name, {}))(torch.randn(4, 1, 64, 64))
     assert last.min() == 0
@@ -97,6 +97,18 @@ def test_residual_block_with_zero_weights_is_the_identity() -> None:
     for conv in convs:
         expected = nn.functional.max_pool2d(conv(expected), 3, stride=2, padding=1)
     torch.testing.assert_close(backbone(x), expected.relu())
+
+
+def test_mean_pooling_of_impala_leaves_one_pixel() -> None:
+    torch.manual_seed(0)
+    maps = make_backbone("impala", 4, 84)
+    pooled = make_backbone("impala", 4, 84, pool="mean")
+    pooled.load_state_dict(maps.state_dict())
+    assert (pooled.out_size, pooled.features) == ((1, 1), 32)
+    x = torch.rand(2, 4, 84, 84)
+    with torch.no_grad():
+        torch.testing.assert_close(pooled(x)[:, :, 0, 0], maps(x).sum((2, 3)) / 121)
+    assert make_backbone("impala", 4, 84, pool="mean", pool_size=6).features == 32, "the mean takes precedence"
 
 
 @pytest.mark.parametrize(("width", "channels"), [(2.0, [32, 64, 64]), (0.25, [4, 8, 8]), (0.01, [1, 1, 1])])

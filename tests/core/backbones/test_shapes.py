@@ -17,6 +17,7 @@ CODE = """
 import sys
 from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.backbones.registry import BACKBONES, make_backbone
+make_backbone("impala", 4, 84, pool="mean")
 for name, backbone in BACKBONES.items():
     make_backbone(name, *backbone.default_input)
     with on_meta_device():
