@@ -141,6 +141,8 @@ class _ShapesOnly(TorchFunctionMode):
             return _convolved(*args, **kwargs)
         if func is F.max_pool2d:
             return _pooled(*args, **kwargs)
+        if func is Tensor.mean and kwargs.get("keepdim"):
+            return _averaged(*args)
         if func is torch.cat:
             return _concatenated(*args, **kwargs)
         if func is F.interpolate and isinstance(kwargs.get("size"), tuple):
@@ -211,6 +213,13 @@ def _pooled(
     if min(sizes) < 1:
         raise RuntimeError(f"pooling leaves nothing of a map of {tuple(x.shape[-2:])}")
     return torch.empty(*x.shape[:-2], *sizes, device="meta")
+
+
+def _averaged(x: Tensor, dim: Pair) -> Tensor:
+    """Return an output of `Tensor.mean` with keepdim on the meta device, over one or two axes."""
+    axes = {axis % x.ndim for axis in _two(dim)}
+    shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+    return torch.empty(shape, device="meta")
 
 
 def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

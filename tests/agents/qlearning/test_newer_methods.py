@@ -218,7 +218,7 @@ def test_agents_keep_xavier_initialization_and_have_gelu() -> None:
         for conv in (module for module in network.backbone.modules() if isinstance(module, nn.Conv2d)):
             area = conv.kernel_size[0] ** 2
             expected = math.sqrt(2 / (area * (conv.in_channels + conv.out_channels)))
-            assert float(conv.weight.std()) == pytest.approx(expected, rel=0.05)
+            assert float(conv.weight.detach().std()) == pytest.approx(expected, rel=0.05)
             assert not conv.get_parameter("bias").any()
         assert [type(layer).__name__ for layer in network.advantage] == ["Linear", "LayerNorm", "GELU", "Linear"]
         assert network.advantage[2].approximate == "tanh"

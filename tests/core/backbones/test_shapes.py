@@ -114,6 +114,8 @@ class Pools(Backbone):
             torch.cat([maps[-1]] * 3, 1),
             torch.cat(maps[-1:] * 2, dim=-1),
             nn.functional.interpolate(x, (5, 9)),
+            maps[0].mean((2, -1), keepdim=True),
+            maps[0].mean(3, keepdim=True),
         ]
 
 
