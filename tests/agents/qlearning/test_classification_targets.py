@@ -71,7 +71,9 @@ def loss_with(name: str, **settings: Any) -> Tensor:
     )[2]  # fmt: skip
 
 
-def test_targets_are_distributions_around_the_mean_of_the_next_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def targets(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Return a dict that gets the last target distribution by name."""
     seen: dict[str, Tensor] = {}
     for name, function in C51_TARGETS.items():
 
@@ -79,33 +81,34 @@ def test_targets_are_distributions_around_the_mean_of_the_next_distribution(monk
             seen[name] = function(*arguments)
             return seen[name]
 
-        monkeypatch.setitem(C51_TARGETS, name, record)  # type: ignore[arg-type]
+        monkeypatch.setitem(C51_TARGETS, name, record)
+    return seen
+
+
+def test_targets_are_distributions_around_the_mean_of_the_next_distribution(targets: dict[str, Tensor]) -> None:
+    for name in C51_TARGETS:
         # Of a uniform prediction, the cross-entropy of any target is log 3.
         assert loss_with(name, hl_gauss_sigma=0.5).item() == pytest.approx(math.log(3))
     # The shifted atoms are -.75 and 1.25, which is clipped to 1.
-    torch.testing.assert_close(seen["c51"], tensor([[0.375, 0.125, 0.5]]))
-    torch.testing.assert_close(seen["two_hot"], tensor([[0.0, 0.75, 0.25]]))
-    torch.testing.assert_close(seen["hl_gauss"], hl_gauss(tensor([0.25]), SUPPORT_X, 0.5))
+    torch.testing.assert_close(targets["c51"], tensor([[0.375, 0.125, 0.5]]))
+    torch.testing.assert_close(targets["two_hot"], tensor([[0.0, 0.75, 0.25]]))
+    torch.testing.assert_close(targets["hl_gauss"], hl_gauss(tensor([0.25]), SUPPORT_X, 0.5))
 
 
-def test_the_mean_with_munchausen_is_the_soft_value() -> None:
+def test_the_mean_with_munchausen_is_the_soft_value(targets: dict[str, Tensor]) -> None:
     """Two actions of values 1 and 1 + .5 log 3 at temperature .5: probabilities 1/4 and 3/4, as for the scalar head."""
     q = [1.0, 1 + 0.5 * math.log(3)]
     head = CategoricalHead(41, -2.0, 2.0)
     logits = torch.stack([two_hot(tensor([value]), head.atom_X)[0].clamp(min=1e-20).log() for value in q], dim=1)[None]
     network = TableNetwork(logits, logits, head)
-    recorded: list[Tensor] = []
-    original = C51_TARGETS["two_hot"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(C51_TARGETS, "two_hot", lambda *a: recorded.append(original(*a)) or recorded[-1])  # type: ignore[arg-type, func-returns-value]
-        loss_of(
-            network, network, action=[0], reward_B=tensor([0.2]), discount_B=tensor([0.9]), head="c51",
-            target_distribution="two_hot", munchausen=True, munchausen_alpha=0.9, munchausen_tau=0.5,
-            munchausen_clip=-10.0,
-        )  # fmt: skip
+    loss_of(
+        network, network, action=[0], reward_B=tensor([0.2]), discount_B=tensor([0.9]), head="c51",
+        target_distribution="two_hot", munchausen=True, munchausen_alpha=0.9, munchausen_tau=0.5,
+        munchausen_clip=-10.0,
+    )  # fmt: skip
     soft_value = 0.5 * math.log(math.exp(2) + 3 * math.exp(2))
     expected = 0.2 + 0.9 * 0.5 * math.log(0.25) + 0.9 * soft_value
-    assert float((recorded[0] * head.atom_X).sum()) == pytest.approx(expected, abs=1e-4)
+    assert float((targets["two_hot"] * head.atom_X).sum()) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["two_hot", "hl_gauss"])
