@@ -119,9 +119,8 @@ def dqn_loss(
 
         if isinstance(target.head, CategoricalHead):  # C51: shift the atoms
             atom_X = target.head.atom_X
-            shifted_BXM = reward_B[:, None, None] + discount_B[:, None, None] * (
-                atom_X[:, None] - tau_log_pi_BM[:, None]
-            )
+            reward_B11, discount_B11 = reward_B[:, None, None], discount_B[:, None, None]
+            shifted_BXM = reward_B11 + discount_B11 * (atom_X[:, None] - tau_log_pi_BM[:, None])
             probability_BXM = next_pi_BM[:, None] * next_z_BXM.softmax(dim=1)
             to_target = C51_TARGETS[config.target_distribution]  # projection, or a classification target for the mean
             target_BX = to_target(shifted_BXM.flatten(1), probability_BXM.flatten(1), atom_X, config.hl_gauss_sigma)

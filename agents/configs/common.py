@@ -104,8 +104,6 @@ class Settings(RunOptions):
     """Learning rate after linear decay; None: constant --learning-rate."""
     learning_rate_decay_steps: Count = 500_000
     """Agent steps over which the learning rate decays to --final-learning-rate."""
-    weight_decay: Annotated[float, Range(0)] = 0.0
-    """Decoupled weight decay, as in AdamW, of matrices and filters, not of biases and gains; 0: none."""
 
     # --- evaluation ------------------------------------------------------------------------------------------------
     eval_every_steps: Annotated[int, Range(0)] = 200_000

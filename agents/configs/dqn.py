@@ -167,6 +167,8 @@ class Config(Settings):
     """Optimizer: adam, or the centered RMSProp of the 2015 paper."""
     optimizer_epsilon: Positive = 1e-5
     """Epsilon of the optimizer: added to the square root in Adam, under the square root in RMSProp."""
+    weight_decay: Annotated[float, Range(0)] = 0.0
+    """Decoupled weight decay (AdamW) of matrices and filters, not of biases and gains; 0: none."""
     max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = 10.0
     """Maximum norm for gradient clipping; None: no clipping."""
 

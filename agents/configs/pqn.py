@@ -61,6 +61,8 @@ class Config(Settings):
     """Treat the loss of a life as terminal in the return; the environment is not reset."""
     learning_rate: Positive = 2.5e-4
     """Initial learning rate of RAdam."""
+    weight_decay: Annotated[float, Range(0)] = 0.0
+    """Decoupled weight decay of matrices and filters, not of biases and gains, as in AdamW; 0: none."""
     max_grad_norm: Positive = 10.0
     """Maximum norm for gradient clipping."""
     average_every: Literal["minibatch", "rollout"] = "minibatch"
