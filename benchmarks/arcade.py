@@ -1,10 +1,20 @@
-"""Measure steps per second of the arcade games on one core with random actions. Prints JSON.
+"""Measure steps per second of the arcade games in C and in NumPy on one core, with random actions. Prints JSON.
 
-    python benchmarks/arcade.py
+    python -m benchmarks.arcade
 
-One step is one step of one environment, including resets and drawing. The settings are measured alternately and
-repeatedly, so that other load on the machine affects all of them; the medians are printed. `--process-time` measures
-CPU time instead of wall-clock time, which excludes the time taken by other programs.
+One step is one step of one environment, including resets and drawing. The settings:
+
+* `stack1`: one frame per observation.
+* `stack4`: four stacked frames, made for every step, as for a network that acts.
+* `stack1_rgb`: one frame of three channels.
+* `stack4_replay`: each step is also written to a replay buffer of 100,000 transitions (0.7 GB), which has been filled
+  once before. Nobody uses the stacks: in C they are not made, in NumPy they always are.
+* `stack4_acting_replay`: the same, and the stacks are made for every step.
+
+The two versions are measured alternately and repeatedly, so that other load on the machine affects both; the medians
+and their ratios are printed. `--process-time` measures CPU time instead of wall-clock time, which excludes the time
+taken by other programs. `--startup` measures in new processes how long the first environment takes, without and with
+the compiled library in the cache.
 """
 
 from __future__ import annotations
@@ -13,58 +23,134 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy and torch are imported
 
 import numpy as np
 import torch
 
+from zerokara.agents.qlearning.replay import Replay
 from zerokara.envs.arcade import GAMES, make
 from zerokara.envs.arcade.base import ArcadeEnv
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "stack1": {"frame_stack": 1},
-    "stack4": {"frame_stack": 4},
-    "stack1_rgb": {"frame_stack": 1, "grayscale": False},
+CAPACITY = 100_000  # of the replay buffer
+VERSIONS = {"c": True, "numpy": False}  # name -> argument `compile`
+STARTUP = """
+import sys, time
+from zerokara.envs import arcade
+began = time.perf_counter()
+env = arcade.make(sys.argv[1], 16)
+env.reset(0)
+assert env.is_compiled
+print(time.perf_counter() - began)
+"""
+
+
+class Setting(NamedTuple):
+    """What is measured."""
+
+    options: dict[str, Any]  # of the environment
+    acting: bool = False  # the observations are made at every step
+    replay: bool = False  # each step is written to a replay buffer
+
+
+SETTINGS = {
+    "stack1": Setting({"frame_stack": 1}),
+    "stack4": Setting({"frame_stack": 4}, acting=True),
+    "stack1_rgb": Setting({"frame_stack": 1, "grayscale": False}),
+    "stack4_replay": Setting({"frame_stack": 4}, replay=True),
+    "stack4_acting_replay": Setting({"frame_stack": 4}, acting=True, replay=True),
 }
 
 
-def steps_per_second(env: ArcadeEnv, actions: np.ndarray, clock: Callable[[], float]) -> float:
-    """Execute actions (T, N) and return steps per second, counting each environment."""
-    begin = clock()
+def run(env: ArcadeEnv, actions: np.ndarray, frames: np.ndarray, acting: bool, replay: Replay | None) -> np.ndarray:
+    """Execute actions (T, N). `frames` are the newest before the first step; returns those after the last one."""
     for action_N in actions:
-        env.step(action_N)
-    return actions.size / (clock() - begin)
+        step = env.step(action_N)
+        if acting:
+            step.obs  # noqa: B018  (makes the stacks)
+        if replay is not None:
+            last = step.last_obs if step.truncated.any() else step.newest
+            replay.add(frames, action_N, step.reward, step.terminal, step.truncated, last)
+        frames = step.newest
+    return frames
+
+
+def steps_per_second(
+    env: ArcadeEnv, seed: int, vector_steps: int, setting: Setting, replay: Replay | None, clock: Callable[[], float]
+) -> float:
+    """Return steps per second, counting each environment, after 50 steps that desynchronize the episodes."""
+    frames = env.reset(seed)
+    actions = np.random.default_rng(seed).integers(env.num_actions, size=(vector_steps + 50, env.num_envs))
+    frames = run(env, actions[:50], frames, setting.acting, replay)
+    begin = clock()
+    run(env, actions[50:], frames, setting.acting, replay)
+    return actions[50:].size / (clock() - begin)
+
+
+def make_replay(env: ArcadeEnv) -> Replay:
+    """Create a replay buffer and fill it once: new memory costs more at the first write."""
+    cpu = torch.device("cpu")
+    replay = Replay(CAPACITY, env.num_envs, env.obs_shape, env.frame_channels, n_step=3, gamma=0.99, seed=0, device=cpu)
+    actions = np.zeros((replay.slots + 1, env.num_envs), np.int64)
+    run(env, actions, env.reset(0), acting=False, replay=replay)
+    return replay
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """Return game -> setting -> steps per second of the versions and their ratio."""
+    clock = time.process_time if options.process_time else time.perf_counter
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for game in options.games or GAMES:
+        replay = make_replay(make(game, options.num_envs))
+        speeds: dict[str, dict[str, list[float]]] = {name: {v: [] for v in VERSIONS} for name in SETTINGS}
+        for repetition in range(options.repetitions):
+            for name, setting in SETTINGS.items():
+                for version, compile in VERSIONS.items():
+                    env = make(game, options.num_envs, compile=compile, **setting.options)
+                    # The fast version gets more steps, so that both take about the same time.
+                    steps = options.vector_steps * (5 if env.is_compiled else 1)
+                    used = replay if setting.replay else None
+                    speeds[name][version].append(steps_per_second(env, repetition, steps, setting, used, clock))
+        result[game] = {}
+        for name, values in speeds.items():
+            c, in_numpy = (statistics.median(values[version]) for version in VERSIONS)
+            result[game][name] = {"c": round(c), "numpy": round(in_numpy), "ratio": round(c / in_numpy, 2)}
+    return result
+
+
+def startup_seconds(repetitions: int) -> dict[str, dict[str, float]]:
+    """Return game -> seconds of the first environment of a process, if the library is compiled and if it is there."""
+    result: dict[str, dict[str, float]] = {}
+    for game in GAMES:
+        seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+        for _ in range(repetitions):
+            with tempfile.TemporaryDirectory() as folder:
+                for which in ("cold", "warm"):
+                    words, given = [sys.executable, "-c", STARTUP, game], {**os.environ, "XDG_CACHE_HOME": folder}
+                    seconds[which].append(float(subprocess.check_output(words, env=given, text=True)))
+        result[game] = {which: round(statistics.median(values), 4) for which, values in seconds.items()}
+    return result
 
 
 def main() -> None:
     """Parse the arguments, measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-envs", type=int, default=256)
-    parser.add_argument("--vector-steps", type=int, default=200, help="vector steps per measurement")
+    parser.add_argument("--vector-steps", type=int, default=100, help="vector steps per measurement of NumPy; C: 5 x")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--games", nargs="*", choices=GAMES, help="default: all")
     parser.add_argument("--process-time", action="store_true", help="measure CPU time instead of wall-clock time")
+    parser.add_argument("--startup", action="store_true", help="measure the time of the first environment")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    clock = time.process_time if options.process_time else time.perf_counter
-    rng = np.random.default_rng(0)
-    speeds: dict[str, dict[str, list[float]]] = {game: {name: [] for name in SETTINGS} for game in GAMES}
-    for repetition in range(options.repetitions):
-        for game in GAMES:
-            for name, settings in SETTINGS.items():
-                env = make(game, options.num_envs, **settings)
-                env.reset(seed=repetition)
-                actions = rng.integers(env.num_actions, size=(options.vector_steps + 50, options.num_envs))
-                steps_per_second(env, actions[:50], clock)  # desynchronizes the episodes
-                speeds[game][name].append(steps_per_second(env, actions[50:], clock))
-    medians = {
-        game: {name: round(statistics.median(values)) for name, values in by_setting.items()}
-        for game, by_setting in speeds.items()
-    }
-    print(json.dumps(medians, indent=2))
+    print(json.dumps(startup_seconds(options.repetitions) if options.startup else measure(options), indent=2))
 
 
 if __name__ == "__main__":

@@ -10,23 +10,68 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from zerokara.core.config import UserError
 
 
-class Step(NamedTuple):
-    """Result of one vector step. A reset is not a separate step: after an ending, `obs` belongs to the next episode."""
+class Step:
+    """Result of one vector step. A reset is not a separate step: after an ending, `obs` belongs to the next episode.
 
-    obs: np.ndarray  # (N, C, H, W) uint8, or float32 of vectors, after any reset
-    reward: np.ndarray  # (N,) float32, not clipped: the learner clips
-    terminal: np.ndarray  # (N,) bool, the episode ended: no bootstrapping
-    truncated: np.ndarray  # (N,) bool, the time limit was reached: bootstrap from last_obs; excludes terminal
-    life_lost: np.ndarray  # (N,) bool, without a reset; the learner may treat it as terminal
-    last_obs: np.ndarray  # (N, C, H, W), before any reset; may be the array obs if no episode ended
+    It can be unpacked into its six arrays, in the order of the arguments.
+
+    Args:
+        obs: (N, C, H, W) uint8, or float32 of vectors, after any reset; or a function that makes it when it is used.
+        reward: (N,) float32, not clipped: the learner clips.
+        terminal: (N,) bool, the episode ended: no bootstrapping.
+        truncated: (N,) bool, the time limit was reached: bootstrap from last_obs; excludes terminal.
+        life_lost: (N,) bool, without a reset; the learner may treat it as terminal.
+        last_obs: (N, C, H, W), before any reset, or a function; may be the array obs if no episode ended.
+        newest: see the property; None: obs.
+    """
+
+    __slots__ = ("_last_obs", "_newest", "_obs", "life_lost", "reward", "terminal", "truncated")
+
+    def __init__(
+        self,
+        obs: np.ndarray | Callable[[], np.ndarray],
+        reward: np.ndarray,
+        terminal: np.ndarray,
+        truncated: np.ndarray,
+        life_lost: np.ndarray,
+        last_obs: np.ndarray | Callable[[], np.ndarray],
+        newest: np.ndarray | None = None,
+    ) -> None:
+        self._obs, self._last_obs, self._newest = obs, last_obs, newest
+        self.reward, self.terminal, self.truncated, self.life_lost = reward, terminal, truncated, life_lost
+
+    @property
+    def obs(self) -> np.ndarray:
+        """Observations (N, C, H, W) after any reset."""
+        if not isinstance(self._obs, np.ndarray):
+            self._obs = self._obs()
+        return self._obs
+
+    @property
+    def last_obs(self) -> np.ndarray:
+        """Observations (N, C, H, W) before any reset."""
+        if not isinstance(self._last_obs, np.ndarray):
+            self._last_obs = self._last_obs()
+        return self._last_obs
+
+    @property
+    def newest(self) -> np.ndarray:
+        """Newest frames of obs, (N, F, H, W) or with older ones before them: sufficient for a replay buffer.
+
+        Unlike obs, they are not copied by environments that make their stacks of frames when these are used.
+        """
+        return self.obs if self._newest is None else self._newest
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        yield from (self.obs, self.reward, self.terminal, self.truncated, self.life_lost, self.last_obs)
 
 
 class VectorEnv(ABC):
@@ -88,7 +133,7 @@ class VectorEnv(ABC):
             raise ValueError(
                 f"actions must be int64 of shape ({self.num_envs},), got {action_N.dtype} of shape {action_N.shape}"
             )
-        if action_N.min() < 0 or action_N.max() >= self.num_actions:
+        if action_N.view(np.uint64).max() >= self.num_actions:  # negative ones are large without their sign
             raise ValueError(
                 f"actions of {self.id} must be between 0 and {self.num_actions - 1}, got {action_N.tolist()}"
             )

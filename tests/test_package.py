@@ -63,7 +63,7 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     assert "zerokara/py.typed" in held
 
 
-PARTS = (".py", ".safetensors", "py.typed")
+PARTS = (".py", ".c", ".h", ".safetensors", "py.typed")
 
 
 def test_every_program_starts_from_the_wheel(wheel: Path, tmp_path: Path) -> None:

@@ -154,17 +154,17 @@ class Actor:
         warnings = list(self.env.warnings)
         self.env.warnings.clear()
         env, slot, td_error = self._td_errors(n_step, gamma)
-        last = [result.last_obs[result.truncated, -self.env.frame_channels :] for result in results]
-        _, reward, terminal, truncated, life_lost, _ = zip(*results, strict=True)
+        cut = [result for result in results if result.truncated.any()]
+        last = [result.last_obs[result.truncated, -self.env.frame_channels :] for result in cut]
         return Chunk(
             version=version,
             frame=np.stack(frames),
             action=np.stack(actions),
-            reward=np.stack(reward),
-            terminal=np.stack(terminal),
-            truncated=np.stack(truncated),
-            life_lost=np.stack(life_lost),
-            last_frame=np.concatenate(last),
+            reward=np.stack([result.reward for result in results]),
+            terminal=np.stack([result.terminal for result in results]),
+            truncated=np.stack([result.truncated for result in results]),
+            life_lost=np.stack([result.life_lost for result in results]),
+            last_frame=np.concatenate([frames[0][:0], *last]),
             obs=self.obs[:1],
             env=env,
             slot=slot - head[env],

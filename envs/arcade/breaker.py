@@ -34,6 +34,8 @@ LEFT, STAY, RIGHT = range(3)
 
 BALL_SHAPE = box(BALL, BALL)
 PADDLE_SHAPE = box(4, PADDLE_WIDTH)
+LIFE_ROW = 2
+LIFE_COLUMNS = np.array([2, 11, 20])
 LIFE_SHAPE = box(4, 6)
 # Contact points of the expert, in pixels from the left end of the paddle, used in rotation: the ball reaches all bricks
 EXPERT_CONTACTS = np.array([1, 18, 6, 13])
@@ -116,7 +118,7 @@ class Breaker(ArcadeEnv):
         color_index_nRC = self.bricks[index_n] * np.arange(1, 1 + BRICK_ROWS)[:, None]
         self._tile(index_n, WALL_TOP, color_index_nRC, BRICK_HEIGHT, BRICK_WIDTH)
         for life in range(LIVES):
-            self._stamp(index_n[self.lives[index_n] > life], 2, 2 + 9 * life, LIFE_SHAPE, "life")
+            self._stamp(index_n[self.lives[index_n] > life], LIFE_ROW, LIFE_COLUMNS[life], LIFE_SHAPE, "life")
         self._stamp(index_n, PADDLE_ROW, self.paddle[index_n], PADDLE_SHAPE, "paddle")
         self._stamp(index_n, self.ball_row[index_n], self.ball_column[index_n], BALL_SHAPE, "ball")
 

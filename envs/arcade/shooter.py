@@ -56,6 +56,8 @@ SHIP_SHAPE = sprite(
     "############",
 )
 SHOT_SHAPE = box(SHOT_HEIGHT, SHOT_WIDTH)
+LIFE_ROW = 2
+LIFE_COLUMNS = np.array([2, 11, 20])
 LIFE_SHAPE = box(3, 6)
 
 # Slots are used in rotation, so a rock must be gone before its slot is used again.
@@ -141,7 +143,7 @@ class Shooter(ArcadeEnv):
 
     def _draw(self, index_n: np.ndarray) -> None:
         for life in range(LIVES):
-            self._stamp(index_n[self.lives[index_n] > life], 2, 2 + 9 * life, LIFE_SHAPE, "life")
+            self._stamp(index_n[self.lives[index_n] > life], LIFE_ROW, LIFE_COLUMNS[life], LIFE_SHAPE, "life")
         self._stamp(index_n, SHIP_ROW, self.ship[index_n], SHIP_SHAPE, "ship")
         which_r, slot_r = np.nonzero(self.rock_there[index_n])
         rocks_r = index_n[which_r]

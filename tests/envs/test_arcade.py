@@ -157,12 +157,13 @@ def test_states_of_other_games_are_rejected() -> None:
 
 @pytest.mark.parametrize("game_id", IDS)
 @pytest.mark.parametrize("expert", [True, False])
-def test_endings(game_id: str, expert: bool) -> None:
+@pytest.mark.parametrize("compile", [True, False])
+def test_endings(game_id: str, expert: bool, compile: bool) -> None:
     """Check that terminal and truncated exclude each other, that obs is reset, and that last_obs is the true last one.
 
     The true last observation comes from a second environment that is restored before each step and does not reset.
     """
-    env, shadow = arcade.make(game_id, 5), arcade.make(game_id, 5)
+    env, shadow = arcade.make(game_id, 5, compile=compile), arcade.make(game_id, 5, compile=False)
     obs = env.reset(11)
     length_N, endings = np.zeros(5, int), {"terminal": 0, "truncated": 0}
     for random_N in random_actions(env, 450):
@@ -195,7 +196,7 @@ def test_endings(game_id: str, expert: bool) -> None:
 
 @pytest.mark.parametrize("game_id", IDS)
 def test_terminal_has_precedence_at_the_time_limit(game_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = arcade.make(game_id, 2)
+    env = arcade.make(game_id, 2, compile=False)
     env.reset(0)
     original = env._advance
 
