@@ -22,7 +22,6 @@ struct game {
     bool *terminal, *truncated, *life_lost;
     uint8_t *last_frame; /* of the episodes that ended in this step, one after another */
     int64_t *ended;      /* their environments */
-    int64_t *last_age;   /* their lengths */
     int64_t *age;        /* steps since the start of the episode */
     STATE                /* arrays of the game, see state_names */
 };

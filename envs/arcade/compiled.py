@@ -104,11 +104,11 @@ class CompiledGame:
         self._action_N, self._reward_N = np.zeros(N, np.int64), np.zeros(N, np.float32)
         self._flag_3N = np.zeros((3, N), bool)  # terminal, truncated, life_lost
         self._last_frame_N = np.zeros(frames_shape, np.uint8)
-        self._ended_N, self._last_age_N = np.zeros(N, np.int64), np.zeros(N, np.int64)
+        self._ended_N = np.zeros(N, np.int64)
         # The addresses, in the order of `struct game` in arcade.h; the array keeps the colors in memory.
         self._colors = game.color_values
         shared = [self._colors, self._action_N, game.streams.state_N, self._reward_N, *self._flag_3N]
-        shared += [self._last_frame_N, self._ended_N, self._last_age_N]
+        shared += [self._last_frame_N, self._ended_N]
         names = ("age", *game.state_names)
         self._get_state = operator.attrgetter(*names)
         self._state: tuple[np.ndarray, ...] = (np.empty(0),) * len(names)
@@ -117,17 +117,18 @@ class CompiledGame:
             N, F, *(array.ctypes.data for array in shared)
         )
         blank = np.zeros(frames_shape, np.uint8)
-        self.newest = Stacks((blank,) * (game.obs_shape[0] // F), game.age.copy(), self._stacks)
+        self.newest = Stacks((blank,) * (game.obs_shape[0] // F), np.ones(N, np.int64), self._stacks)
 
     def reset(self) -> np.ndarray:
         """Start an episode in every environment, whose random streams have been seeded. Returns obs (N, C, H, W)."""
         self._call(self._run_reset)
+        self.newest.length_N[:] = 1
         return self.newest.make()
 
     def load(self, obs: np.ndarray) -> None:
         """Continue from an observation (N, C, H, W), when the state of the game has been restored."""
         frames = tuple(np.split(obs, len(self.newest.frames), axis=1))
-        self.newest = Stacks(frames, self._game.age.copy(), self._stacks)
+        self.newest = Stacks(frames, np.full(len(obs), len(frames)), self._stacks)
 
     def step(self, action_N: np.ndarray) -> Step:
         """Step all environments with valid actions (N,) int64."""
@@ -136,8 +137,10 @@ class CompiledGame:
         stacks = self.newest
         make_last = stacks.make
         if ended:
-            env_E, age_E = self._ended_N[:ended].copy(), self._last_age_N[:ended].copy()
-            make_last = functools.partial(stacks.make_last, env_E, age_E, self._last_frame_N[:ended].copy())
+            env_E = self._ended_N[:ended].copy()
+            length_E, last_frame_E = stacks.length_N[env_E], self._last_frame_N[:ended].copy()
+            make_last = functools.partial(stacks.make_last, env_E, length_E, last_frame_E)
+            stacks.length_N[env_E] = 1
         terminal_N, truncated_N, life_lost_N = self._flag_3N.copy()
         reward_N = self._reward_N.copy()
         return Step(stacks.make, reward_N, terminal_N, truncated_N, life_lost_N, make_last, stacks.frames[-1])
@@ -151,7 +154,7 @@ class CompiledGame:
             self._context[2 + self._num_addresses :] = [array.ctypes.data for array in state]
         frame_N, block = self._frames.take()
         result = function(ctypes.addressof(self._context), block.address, block.more_address)
-        self.newest = Stacks((*self.newest.frames[1:], frame_N), self._game.age.copy(), self._stacks)
+        self.newest = Stacks((*self.newest.frames[1:], frame_N), self.newest.length_N + 1, self._stacks)
         return result
 
 
@@ -160,13 +163,13 @@ class Stacks:
 
     Args:
         frames: K arrays (N, F, H, W), oldest first.
-        age_N: steps since the start of the episode; older frames are zeros in the stacks.
+        length_N: frames since the start of the episode; older ones are zeros in the stacks.
         pool: pool of arrays (N, C, H, W).
     """
 
-    def __init__(self, frames: tuple[np.ndarray, ...], age_N: np.ndarray, pool: ArrayPool) -> None:
-        self.frames = frames
-        self._age_N, self._pool = age_N, pool
+    def __init__(self, frames: tuple[np.ndarray, ...], length_N: np.ndarray, pool: ArrayPool) -> None:
+        self.frames, self.length_N = frames, length_N
+        self._pool = pool
         self._obs = frames[0] if len(frames) == 1 else None
 
     def make(self) -> np.ndarray:
@@ -176,16 +179,16 @@ class Stacks:
             self._obs, _ = self._pool.take()
             for k, frame_N in enumerate(self.frames):
                 self._obs[:, k * F : (k + 1) * F] = frame_N
-            for i in np.flatnonzero(self._age_N < K - 1):
-                self._obs[i, : (K - 1 - self._age_N[i]) * F] = 0
+            for i in np.flatnonzero(self.length_N < K):
+                self._obs[i, : (K - self.length_N[i]) * F] = 0
         return self._obs
 
-    def make_last(self, env_E: np.ndarray, age_E: np.ndarray, last_frame_E: np.ndarray) -> np.ndarray:
+    def make_last(self, env_E: np.ndarray, length_E: np.ndarray, last_frame_E: np.ndarray) -> np.ndarray:
         """Return the stacks (N, C, H, W) before the resets of this step.
 
         Args:
             env_E: environments of the episodes that ended.
-            age_E: their lengths.
+            length_E: their numbers of frames.
             last_frame_E: their last frames (E, F, H, W).
         """
         K, F = len(self.frames), self.frames[0].shape[1]
@@ -194,6 +197,6 @@ class Stacks:
         for k, frame_N in enumerate(self.frames[:-1]):
             last_obs[env_E, k * F : (k + 1) * F] = frame_N[env_E]
         last_obs[env_E, -F:] = last_frame_E
-        for i, age in zip(env_E, age_E, strict=True):
-            last_obs[i, : max(0, K - 1 - age) * F] = 0
+        for i, length in zip(env_E, length_E, strict=True):
+            last_obs[i, : max(0, K - length) * F] = 0
         return last_obs

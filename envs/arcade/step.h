@@ -32,7 +32,6 @@ int64_t step(const struct game *game, uint8_t *frames, struct drawn *drawn)
         draw(&g, i, frame, &drawn[i]);
         if (outcome.terminal || truncated) {
             memcpy(g.last_frame + ended * frame_bytes, frame, (size_t)frame_bytes);
-            g.last_age[ended] = g.age[i];
             g.ended[ended++] = i;
             start(&g, i);
             g.age[i] = 0;
