@@ -244,7 +244,7 @@ def test_memory_is_used_again_when_nobody_has_it() -> None:
     assert not array.any()
     array[:] = 7
     assert pool.take()[1] is not block
-    holders: list[Any] = [array[1:], array.reshape(6), torch.from_numpy(array), memoryview(array), array[0][None]]
+    holders: list[Any] = [array[1:], array.reshape(6), torch.from_numpy(array), array.data, array[0][None]]
     del array
     while holders:
         holders.pop()

@@ -259,7 +259,7 @@ def test_rendered_environment_has_the_same_observations(id: str, grayscale: bool
         action_N = rng.integers(0, fast.num_actions, 1)
         step, rendered_step = fast.step(action_N), rendered.step(action_N)
         assert np.array_equal(step.last_obs, rendered_step.last_obs)
-        assert all(np.array_equal(a, b) for a, b in zip(step[1:5], rendered_step[1:5], strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip([*step][1:5], [*rendered_step][1:5], strict=True))
         assert step.truncated[0] == (t == 74)
         images.append(rendered.render())
         assert images[-1].shape == (210, 160, 3)
