@@ -26,16 +26,16 @@ REPO = Path(__file__).parents[1]
 
 
 class Process:
-    """Process that was forked from the server of tests/fork_server.py, with the interface of subprocess.Popen."""
+    """Process that was forked from a server of tests/fork_server.py, with the interface of subprocess.Popen."""
 
-    def __init__(self, pid: int, out: Path, err: Path) -> None:
-        self.pid, self.out, self.err = pid, out, err
+    def __init__(self, libraries: tuple[str, ...], pid: int, out: Path, err: Path) -> None:
+        self.libraries, self.pid, self.out, self.err = libraries, pid, out, err
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """Return the exit status, None while the process is running."""
         if self.returncode is None:
-            self.returncode = ask(wait=self.pid)
+            self.returncode = ask(*self.libraries, wait=self.pid)
         return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -54,12 +54,12 @@ class Process:
 
 
 @functools.cache
-def server() -> tuple[subprocess.Popen[str], Path]:
-    """Start the server of tests/fork_server.py; return it and a folder for the output of processes."""
+def server(*libraries: str) -> tuple[subprocess.Popen[str], Path]:
+    """Start a server of tests/fork_server.py; return it and a folder for the output of processes."""
     folder = Path(tempfile.mkdtemp(prefix="zerokara-tests-"))
     atexit.register(shutil.rmtree, folder)
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("fork_server.py"), folder / "compiled"],
+        [sys.executable, Path(__file__).with_name("fork_server.py"), folder / "compiled", *libraries],
         env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"},
         text=True,
         stdin=subprocess.PIPE,
@@ -69,25 +69,28 @@ def server() -> tuple[subprocess.Popen[str], Path]:
     return process, folder
 
 
-def ask(**request: Any) -> Any:
-    """Send a request to the server and return its answer."""
-    process, _ = server()
+def ask(*libraries: str, **request: Any) -> Any:
+    """Send a request to a server and return its answer."""
+    process, _ = server(*libraries)
     assert process.stdin is not None
     assert process.stdout is not None
     print(json.dumps(request), file=process.stdin, flush=True)
     return json.loads(process.stdout.readline())
 
 
-def start(folder: Path, *arguments: str, **environment: str) -> Process:
-    """Start Python in a folder with arguments such as "-m", "agents.dqn", "--resume"; warnings are errors."""
-    _, outputs = server()
+def start(folder: Path, *arguments: str, libraries: tuple[str, ...] = (), **environment: str) -> Process:
+    """Start Python in a folder with arguments such as "-m", "agents.dqn", "--resume"; warnings are errors.
+
+    With `libraries`, no others have been imported before the process begins.
+    """
+    _, outputs = server(*libraries)
     number = len(list(outputs.glob("*.out")))
     out, err = outputs / f"{number}.out", outputs / f"{number}.err"
     out.touch()
     err.touch()  # a process that is killed at once has not created it
     environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment}
-    pid = ask(folder=str(folder), arguments=arguments, environment=environment, out=str(out), err=str(err))
-    return Process(pid, out, err)
+    request = {"folder": str(folder), "arguments": arguments, "environment": environment}
+    return Process(libraries, ask(*libraries, **request, out=str(out), err=str(err)), out, err)
 
 
 def start_processes(folder: Path, number: int, *arguments: str, **environment: str) -> list[Process]:

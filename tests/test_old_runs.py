@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.programs import start
 from zerokara.agents.configs import dqn
 from zerokara.agents.viewing.curves import read_curve
 from zerokara.agents.viewing.loading import load_agent
@@ -44,8 +45,13 @@ def unpacked(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
 
 
 def run(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run `python -m agents.dqn ...` in this process; return what it prints on stdout."""
+    """Run `python -m agents.dqn ...` in this process, or one that starts others; return what it prints on stdout."""
     _, _, module, *words = shlex.split(command)
+    if module in ("agents.sweep", "agents.benchmark"):
+        process = start(Path.cwd(), "-m", module, *words)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        return out
     capsys.readouterr()
     importlib.import_module(f"zerokara.{module}").main(words)
     return capsys.readouterr().out

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zerokara.core.backbones.registry import BACKBONES
 from zerokara.core.media import png_bytes
 from zerokara.core.programs import PROGRAMS
 
@@ -126,6 +127,14 @@ def test_a_trained_network_is_used_without_the_compiler(torch_server: Server, co
     answer = torch_server.run(tmp_path, *f"zerokara.{command.format(image=image)}".split())
     assert answer["status"] == 0, answer["output"]
     assert large(answer["modules"]) <= USED
+
+
+def test_no_backbone_imports_the_compiler(torch_server: Server, tmp_path: Path) -> None:
+    """Its import takes a second or two, at every start of every program."""
+    answer = torch_server.run(tmp_path, "tests.core.backbones.make_all")
+    assert answer["status"] == 0, answer["output"]
+    assert answer["output"].split() == list(BACKBONES)
+    assert {"torch._dynamo", "torch.fx.experimental.symbolic_shapes", "sympy"} & set(answer["modules"]) == set()
 
 
 def test_training_without_compilation_does_not_import_the_compiler(torch_server: Server, tmp_path: Path) -> None:

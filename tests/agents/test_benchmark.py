@@ -25,7 +25,6 @@ from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.config import EXIT_STOPPED, UserError
 
-REPO = Path(__file__).parents[2]
 CATCH = "zerokara/Catch-v0"
 TINY = (
     *(
@@ -124,19 +123,17 @@ def test_same_command_starts_no_runs_if_all_are_finished(
 
 
 def test_failed_run_is_named_and_the_others_are_tabulated(
-    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = copied(finished, tmp_path, monkeypatch)
-    monkeypatch.setenv("PYTHONPATH", str(REPO))
     damaged = runs / "tiny-zerokara-Catch-v0-fast-2"
     (damaged / "checkpoint-0.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(SystemExit) as exit_:
-        benchmark.main([*TINY, "--seeds", "1", "2"])
-    assert exit_.value.code == 1
-    captured = capfd.readouterr()
-    assert captured.err.count("\n") == 1
-    assert f"warning: {damaged.name} failed, the other runs continue" in captured.err
-    assert "checkpoint-0.pt is damaged" in captured.err
+    process = program(Path.cwd(), *TINY, "--seeds", "1", "2")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.count("\n") == 1
+    assert f"warning: {damaged.name} failed, the other runs continue" in err
+    assert "checkpoint-0.pt is damaged" in err
     results = json.loads((runs / "tiny" / "results.json").read_text())
     assert [run["seed"] for run in results["runs"]] == [1]
     assert any(f"1 of 2 runs are missing: {damaged.name}" in remark for remark in results["remarks"])

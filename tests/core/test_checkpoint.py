@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.programs import start
 from zerokara.core.checkpoint import load, restore_generator, rng_state, save, set_rng_state, write_atomically
 from zerokara.core.config import UserError
 
@@ -234,7 +235,7 @@ from zerokara.core.checkpoint import load, save
 path, rng = Path(sys.argv[1]), random.Random(1)
 for _ in range(10):
     read_end, write_end = os.pipe()
-    child = os.fork()  # fork, because importing torch ten times would take a minute
+    child = os.fork()
     if child == 0:
         step = load(path, "dqn")["step"] if path.exists() else 0
         while True:
@@ -253,16 +254,10 @@ for _ in range(10):
     assert {p.name for p in path.parent.iterdir()} <= {"a.pt", ".a.pt.tmp"}
 print(state["step"])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a.pt")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stderr == ""
-    assert int(done.stdout) >= 10
+    process = start(tmp_path, "-c", code, str(tmp_path / "a.pt"))
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert int(out) >= 10
 
 
 def test_random_number_generators_are_restored(tmp_path: Path) -> None:

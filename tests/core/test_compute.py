@@ -6,9 +6,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.programs import start
 from zerokara.core import compute as module
 from zerokara.core import probe
 from zerokara.core.compute import Compute
@@ -333,9 +333,9 @@ def test_cuda_graph_replays_the_function() -> None:
     assert len(totals) == 3, "each replay draws new random numbers"
 
 
-def test_denormals_are_flushed_in_all_threads() -> None:
+def test_denormals_are_flushed_in_all_threads(tmp_path: Path) -> None:
     # In a new process, because threads inherit the setting when they start.
     code = "import torch; from zerokara.core.compute import Compute; Compute(device='cpu', threads=4).apply(); "
     # Compare the bits, because a comparison with 0.0 flushes denormals too.
     code += "print(int(torch.full((1 << 20,), 1e-38).mul_(0.5).view(torch.int32).ne(0).sum()))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"
+    assert start(tmp_path, "-c", code, libraries=("torch",)).communicate() == ("0\n", "")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,25 +93,7 @@ world.close()
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                **dict(zip(VARIABLES, (str(rank), "2", str(rank), "127.0.0.1", str(port)), strict=True)),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    processes = start_processes(tmp_path, 2, "-c", PROGRAM)
     (out_0, err_0), (out_1, err_1) = (process.communicate(timeout=120) for process in processes)
     assert [process.returncode for process in processes] == [0, 0], err_0 + err_1
     # Only the main process writes files and prints.

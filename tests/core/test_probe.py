@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from tests.programs import start
 from zerokara.core import probe as module
 from zerokara.core.probe import Probe, TooSlowError
 
@@ -236,10 +236,11 @@ def test_a_real_step_is_stopped_in_time() -> None:
     assert probe.fastest("ab") == "a"
 
 
-def test_a_limit_does_not_import_the_compiler() -> None:
+def test_a_limit_does_not_import_the_compiler(tmp_path: Path) -> None:
     code = (
         "import sys, torch; from zerokara.core.probe import Probe; "
         "Probe(10).measure({'a': lambda: lambda: torch.ones(2).sin()}); "
         "assert 'torch._dynamo' not in sys.modules"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    process = start(tmp_path, "-c", code, libraries=("torch",))
+    assert (process.communicate(), process.returncode) == (("", ""), 0)

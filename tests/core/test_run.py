@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.programs import start, wait_until
 from zerokara.core.config import UserError
 from zerokara.core.run import Run
 
@@ -141,20 +141,14 @@ def main():
     run = Run(Config(), kind="dqn", name="a", resume="--resume" in sys.argv, quiet=True, root=Path(sys.argv[1]))
     print("locked", flush=True)
     if "--fork" in sys.argv:
-        import os, time
+        import os
         child = os.fork()
         if child == 0:
             time.sleep(60)
         print(child, flush=True)
-    sys.stdin.read()
+        time.sleep(60)
 run_main(main)
 """
-
-
-def start(root: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROGRAM, str(root), *flags]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_two_processes_cannot_write_the_same_run(tmp_path: Path) -> None:
@@ -162,8 +156,8 @@ def test_two_processes_cannot_write_the_same_run(tmp_path: Path) -> None:
     for resume in (False, True):  # in this process
         with pytest.raises(UserError, match="being written by another process"):
             new(tmp_path, resume=resume)
-    with start(tmp_path, "--resume") as other:  # in another process
-        out, err = other.communicate("")
+    other = start(tmp_path, "-c", PROGRAM, str(tmp_path), "--resume")  # in another process
+    out, err = other.communicate()
     assert (other.returncode, out) == (2, "")
     assert err.startswith("error: ")
     assert "being written by another process" in err
@@ -175,19 +169,19 @@ def test_two_processes_cannot_write_the_same_run(tmp_path: Path) -> None:
 
 
 def test_lock_is_released_with_the_process_despite_a_child(tmp_path: Path) -> None:
-    with start(tmp_path, "--fork") as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "locked\n"
-        child = int(other.stdout.readline())
-        try:
-            with pytest.raises(UserError, match="another process"):
-                new(tmp_path, resume=True)
-            other.kill()
-            other.wait()
-            os.kill(child, 0)  # raises if the child is not alive
-            new(tmp_path, resume=True).close()
-        finally:
-            os.kill(child, signal.SIGKILL)
+    other = start(tmp_path, "-c", PROGRAM, str(tmp_path), "--fork")
+    wait_until(other, lambda: other.out.read_text().count("\n") == 2)
+    locked, child = other.out.read_text().split()
+    try:
+        assert locked == "locked"
+        with pytest.raises(UserError, match="another process"):
+            new(tmp_path, resume=True)
+        other.send_signal(signal.SIGKILL)
+        other.communicate()
+        os.kill(int(child), 0)  # raises if the child is not alive
+        new(tmp_path, resume=True).close()
+    finally:
+        os.kill(int(child), signal.SIGKILL)
 
 
 def test_path_creates_folders(tmp_path: Path) -> None:
@@ -357,16 +351,10 @@ with Run(Config(), kind="dqn", name="a", resume=False, quiet=True, root=Path(sys
     assert state["last_step"] == 199
     run.close("trained to the end")
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout) == (0, "trained to the end\n"), done.stderr
-    assert sorted(done.stderr.splitlines()) == [
+    process = start(tmp_path, "-c", code, str(tmp_path))
+    out, err = process.communicate()
+    assert (process.returncode, out) == (0, "trained to the end\n"), err
+    assert sorted(err.splitlines()) == [
         f"warning: {output} could not be written (the disk is full): training continues{end}."
         for output, end in (
             ("TensorBoard's events", " without them"),

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 import zerokara
-from tests.public.test_training import TINY_DQN, Blink, images
+from tests.public.blink import Blink
+from tests.public.test_training import TINY_DQN, images
 from zerokara.core import checkpoint
 from zerokara.core.data import glyphs
 

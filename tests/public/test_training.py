@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import zerokara
 from tests.core.test_file_lock import in_thread
 from tests.programs import run_interpreter, start
+from tests.public.blink import Blink
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config, read_config
 from zerokara.core import checkpoint
@@ -45,25 +46,6 @@ TINY: dict[str, Any] = {
     "threads": 1,
 }
 TINY_DQN = {**TINY, "learning_starts": 100, "batch_size": 8, "train_every_steps": 16, "replay_capacity": 1000}
-
-
-class Blink(gymnasium.Env[Any, Any]):
-    """Environment whose image is bright or dark; the reward is the action. An episode has ten steps."""
-
-    observation_space = spaces.Box(0, 255, (12, 16, 3), np.uint8)
-    action_space = spaces.Discrete(2)
-
-    def __init__(self, level: int = 10) -> None:
-        self.level, self.age = level, 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.age = 0
-        return np.full((12, 16, 3), self.level, np.uint8), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.age += 1
-        return np.full((12, 16, 3), self.level + self.age, np.uint8), float(action), self.age == 10, False, {}
 
 
 class Net(nn.Module):
@@ -101,7 +83,7 @@ def test_an_agent_with_an_environment_and_a_network_of_one_s_own() -> None:
     assert agent.act(frame) in (0, 1)
     assert agent.evaluate(2).lengths == (10, 10)
     # Both can be imported, so the run can be used without giving them again.
-    assert (saved("a")["env"], saved("a")["backbone"]) == (f"{__name__}:Blink", f"{__name__}:Net")
+    assert (saved("a")["env"], saved("a")["backbone"]) == ("tests.public.blink:Blink", f"{__name__}:Net")
     again = zerokara.load_agent("runs/a", threads=1)
     np.testing.assert_array_equal(again.q_values(frame), agent.q_values())
     assert again.evaluate(2) == agent.evaluate(2)

@@ -24,7 +24,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ _PQN = (
     *("--checkpoint-every-steps", "480", "--eval-every-steps", "2400", "--eval-episodes", "4", "--no-capture-video"),
     *("--device", "cpu", "--precision", "float32", "--threads", "1", "--compile", "off"),
 )
-PROGRAMS: Mapping[str, tuple[str, ...]] = {
+PROGRAMS: dict[str, tuple[str, ...]] = {
     "dqn": (*kills.PROGRAMS["dqn"], "--no-capture-video", "--total-steps", "4800"),
     "pqn": _PQN,
     "pqn-rollout": (*_PQN, "--average-every", "rollout"),

@@ -16,6 +16,7 @@ def test_a_killed_group_is_restarted_and_ends_like_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setitem(group_kills.PROGRAMS, "pqn", (*group_kills.PROGRAMS["pqn"], "--total-steps", "2400"))
     undisturbed = group_kills.start_group("pqn", 2, tmp_path / "undisturbed")
     process = group_kills.start_group("pqn", 2, tmp_path / "killed")
     run = tmp_path / "killed" / "runs" / kills.RUN

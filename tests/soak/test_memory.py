@@ -44,12 +44,12 @@ def test_the_same_command_resumes_the_soak_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(memory.PROGRAMS, "agent", SMALL)
-    words = ["agent", "--settle-minutes", "0.02", "--interval", "0.2", "--folder", str(tmp_path)]
-    for number, minutes in enumerate(("0.1", "0.2"), 1):
+    words = ["agent", "--settle-minutes", "0.005", "--interval", "0.1", "--folder", str(tmp_path)]
+    for number, minutes in enumerate(("0.03", "0.06"), 1):
         assert main([*words, "--minutes", minutes]) == 0, (tmp_path / "agent" / f"output-{number - 1}.log").read_text()
         content = json.loads(capsys.readouterr().out)
         assert (content["exit_code"], len(content["parts"])) == (EXIT_STOPPED, number)
         end = content["parts"][-1]["end"]
         assert 50 < end["private_mib"] < end["resident_mib"]
-    assert main([*words, "--minutes", "0.1"]) == 0  # nothing is left
+    assert main([*words, "--minutes", "0.03"]) == 0  # nothing is left
     assert len(json.loads(capsys.readouterr().out)["parts"]) == 2

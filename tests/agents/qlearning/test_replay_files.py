@@ -6,8 +6,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 import torch
 
 from tests.agents.fakes import CPU, ScriptedEnvs, check_all, fill, make
+from tests.programs import start
 from zerokara.agents.qlearning import replay_files
 from zerokara.agents.qlearning.replay import Replay, bytes_needed
 from zerokara.core.config import UserError
@@ -111,8 +110,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_process_loses_nothing_before_its_checkpoint(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    process = start(tmp_path, "-c", KILLED, str(tmp_path))
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
     replay = Replay(40, 2, (4, 2, 2), 1, n_step=2, gamma=0.9, seed=0, device=CPU, folder=tmp_path, checkpoint_margin=20)
     replay.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for left, right in zip(torch.load(tmp_path / "sample.pt", weights_only=True), replay.sample(16), strict=True):

@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.programs import run_interpreter
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
-
-CODE = """
-import sys
-from zerokara.core.backbones.base import on_meta_device
-from zerokara.core.backbones.registry import BACKBONES, make_backbone
-make_backbone("impala", 4, 84, pool="mean")
-for name, backbone in BACKBONES.items():
-    make_backbone(name, *backbone.default_input)
-    with on_meta_device():
-        make_backbone(name, *backbone.default_input)
-    if "torch._dynamo" in sys.modules or "sympy" in sys.modules:
-        raise SystemExit(f"{name} imports the compiler")
-"""
-LOADING = """
-import sys
-from zerokara.agents.viewing.loading import load_agent
-load_agent("pong")
-for module in ("torch._dynamo", "torch.fx.experimental.symbolic_shapes"):
-    if module in sys.modules:
-        raise SystemExit(f"loading an agent imports {module}")
-"""
-
-
-def test_no_backbone_imports_the_compiler(tmp_path: Path) -> None:
-    """Its import takes a second or two, at every start of every program."""
-    for code in (CODE, LOADING):
-        done = run_interpreter(tmp_path, "-c", code)
-        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_kernel_that_is_larger_than_the_image_is_an_error() -> None:
