@@ -7,7 +7,6 @@ write_figure(folder / "error.png", figure)
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 from collections import Counter
@@ -210,12 +209,11 @@ def write_figure(path: Path, figure: Figure, dpi: int = 150) -> Path:
 
 def figure_pixels(figure: Figure) -> np.ndarray:
     """Render a figure to RGB pixels (H, W, 3) uint8."""
-    from PIL import Image
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as picture:
-        return np.asarray(picture.convert("RGB"))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def run_folders(runs: tuple[str, ...], program: str, find: Callable[[str], Path] = Path) -> list[Path]:

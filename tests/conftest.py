@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -36,6 +37,11 @@ hypothesis.settings.load_profile("zerokara")
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of processes of `pytest -n auto`."""
     return usable_cores()
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of all garbage collections what stays to the end: modules and tests, a million of objects."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

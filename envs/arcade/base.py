@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from zerokara.core.config import UserError
 from zerokara.envs.arcade import compiled
@@ -268,6 +267,8 @@ class ArcadeEnv(VectorEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """See `VectorEnv.state_dict`."""
+        import torch  # imported here, because it is slow to import and worker processes of environments do not need it
+
         if self._action is not None or not self._started:
             raise RuntimeError(
                 f"{self.id}: state_dict() must follow reset() or recv(), not come between send() and recv()"

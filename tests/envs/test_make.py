@@ -123,6 +123,8 @@ def test_import_registers_the_arcade_games_and_does_not_import_ale() -> None:
 import sys, gymnasium
 import zerokara.envs
 assert "ale_py" not in sys.modules and "cv2" not in sys.modules
+import zerokara.envs.pools, zerokara.envs.gymnasium  # as in worker processes
+assert "torch" not in sys.modules
 print(gymnasium.make("zerokara/Catch-v0").reset(seed=0)[0].shape)
 """
     root = Path(envs.__file__).parent.parent

@@ -17,7 +17,7 @@ from zerokara.core.metrics import json_line
 from zerokara.core.seeds import __main__ as seeds
 
 TINY = (
-    *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--no-test"),
+    *("--data", "glyphs", "--train-images", "200", "--validation-images", "10", "--batch-size", "50", "--no-test"),
     *("--width-multiplier", "0.25", "--device", "cpu", "--precision", "float32", "--compile", "off"),
 )
 PROGRAM = ("vision.classify", "--name", "s", "--seeds", "1", "2", "--threads", "1")
