@@ -18,6 +18,7 @@ SEED: dict[Split, int] = {"train": 0, "test": 1}
 # OpenCV's built-in fonts and their weights; the first two support any weight from 100 (thin) to 1000 (black).
 FONTS = {"sans": (100, 250, 400, 550, 700, 850), "italic": (100, 250, 400, 550, 700, 850), "uni": (400,)}
 CANVAS, POINTS = 96, 64  # side of a digit's template in pixels, and font size
+CHUNK = 500  # digits that are scaled down at a time
 
 
 def glyphs(split: Split) -> ImageSet:
@@ -41,26 +42,29 @@ def draw(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     brightness_N = rng.uniform(0.6, 1.0, number)
 
     cos_N, sin_N = np.cos(angle_N), np.sin(angle_N)
-    images_NHW = np.empty((number, SIDE, SIDE), np.uint8)
+    rotation_N22 = np.stack([cos_N, -sin_N, sin_N, cos_N], 1).reshape(-1, 2, 2)
+    fine_NHW = np.empty((number, SIDE * SUPERSAMPLING, SIDE * SUPERSAMPLING), np.uint8)
+    chosen = []
     for index in range(number):
-        fonts = _templates()[labels_N[index]]
-        weights = fonts[font_N[index]]
-        template, size_2 = weights[int(weight_N[index] * len(weights))]
-        scale = height_N[index] / size_2[1]
-        # Scale and slant the template, rotate it, and move its center to `center_2`.
-        shear_22 = scale * np.array([[width_N[index], -slant_N[index]], [0, 1]])
-        linear_22 = np.array([[cos_N[index], -sin_N[index]], [sin_N[index], cos_N[index]]]) @ shear_22
-        margin_2 = (SIDE / 2 - 1) * SUPERSAMPLING - np.abs(linear_22) @ size_2 / 2
-        center_2 = SIDE * SUPERSAMPLING / 2 + position_N2[index] * margin_2.clip(0, MAX_OFFSET * SUPERSAMPLING)
-        offset_2 = center_2 - linear_22 @ np.full(2, CANVAS / 2)
-        fine = cv2.warpAffine(
-            template,
-            np.column_stack([linear_22, offset_2]),
-            (SIDE * SUPERSAMPLING, SIDE * SUPERSAMPLING),
-            flags=cv2.INTER_LINEAR,
-        )
-        coarse = fine.reshape(SIDE, SUPERSAMPLING, SIDE, SUPERSAMPLING).mean((1, 3))
-        images_NHW[index] = np.rint(coarse * brightness_N[index])
+        weights = _templates()[labels_N[index]][font_N[index]]
+        chosen.append(weights[int(weight_N[index] * len(weights))])
+    size_N2 = np.array([size_2 for _, size_2 in chosen]).reshape(-1, 2)
+    # Scale and slant the template, rotate it, and move its center to `center_N2`.
+    scale_N = height_N / size_N2[:, 1]
+    shear_N22 = np.zeros((number, 2, 2))
+    shear_N22[:, 0, 0], shear_N22[:, 0, 1], shear_N22[:, 1, 1] = scale_N * width_N, scale_N * -slant_N, scale_N
+    linear_N22 = rotation_N22 @ shear_N22
+    margin_N2 = (SIDE / 2 - 1) * SUPERSAMPLING - (np.abs(linear_N22) @ size_N2[..., None])[..., 0] / 2
+    center_N2 = SIDE * SUPERSAMPLING / 2 + position_N2 * margin_N2.clip(0, MAX_OFFSET * SUPERSAMPLING)
+    offset_N2 = center_N2 - linear_N22 @ np.full(2, CANVAS / 2)
+    affine_N23 = np.concatenate([linear_N22, offset_N2[..., None]], 2)
+    for index, (template, _) in enumerate(chosen):
+        cv2.warpAffine(template, affine_N23[index], fine_NHW.shape[:0:-1], fine_NHW[index], cv2.INTER_LINEAR)
+    images_NHW = np.empty((number, SIDE, SIDE), np.uint8)
+    for begin in range(0, number, CHUNK):
+        part = slice(begin, begin + CHUNK)
+        coarse_NHW = fine_NHW[part].reshape(-1, SIDE, SUPERSAMPLING, SIDE, SUPERSAMPLING).mean((2, 4))
+        images_NHW[part] = np.rint(coarse_NHW * brightness_N[part, None, None])
     return images_NHW, labels_N
 
 
