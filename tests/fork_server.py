@@ -34,7 +34,9 @@ LIBRARIES = (
     *("torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "torch.utils.serialization.config"),
     *("numpy", "scipy.stats", "PIL.Image"),
     *("cv2", "matplotlib.pyplot", "gymnasium", "ale_py", "rich.console", "rich.table", "safetensors.torch", "psutil"),
-    *("optuna", "sqlalchemy.orm", "av"),
+    *("optuna", "optuna.importance", "sqlalchemy.orm", "alembic.context", "av", "cloudpickle"),
+    *("sklearn.svm", "sklearn.ensemble", "skimage.segmentation", "torchmetrics.classification"),
+    *("faster_coco_eval", "sacrebleu.metrics.bleu"),
 )
 OURS = frozenset({"zerokara", "agents", "core", "envs", "generative", "vision"})
 INHERITED: list[Any] = []  # objects of a parent whose files a child must not close

@@ -54,9 +54,15 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         archive.writestr("captions.txt", "\n".join(lines))
 
 
-def test_a_captioner_learns_to_name_colors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caption, "draw", lambda _entries: None)  # figures take three quarters of the time
+@pytest.fixture
+def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the figures, which take three quarters of the time, by small images."""
+    monkeypatch.setattr(caption, "draw", lambda _entries: None)
     monkeypatch.setattr(caption, "figure_pixels", lambda _figure: np.zeros((2, 2, 3), np.uint8))
+
+
+@pytest.mark.usefixtures("_without_figures")
+def test_a_captioner_learns_to_name_colors(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ("--width-multiplier", "1", "--embedding-dim", "48", "--hidden-units", "64")
     rates = ("--learning-rate", "0.02", "--backbone-learning-rate", "0.001")
     caption.main([*TINY, *sizes, *rates, "--name", "run", "--epochs", "8"])
@@ -84,6 +90,7 @@ def test_a_captioner_learns_to_name_colors(capsys: pytest.CaptureFixture[str], m
     assert Path("page.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.usefixtures("_without_figures")
 def test_a_killed_run_is_resumed_with_the_same_result(tmp_path: Path) -> None:
     caption.main([*TINY, "--name", "whole", "--quiet"])
     process = start(tmp_path, "-c", START, *TINY, "--name", "killed", "--quiet")
@@ -123,6 +130,7 @@ def test_a_pretrained_backbone_is_frozen(capsys: pytest.CaptureFixture[str]) -> 
         assert torch.equal(read.backbone.state_dict()[name], tensor)
 
 
+@pytest.mark.usefixtures("_without_figures")
 def test_runs_of_different_splits_are_compared_with_their_baselines(capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("0", "1", "2"):
         caption.main([*TINY, "--name", f"s{split}", "--split-seed", split, "--epochs", "1", "--quiet"])

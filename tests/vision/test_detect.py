@@ -39,6 +39,7 @@ SMALL = (
     *("--bins", "4", "--hidden-units", "64", "--dropout", "0", "--crop-side", "32", "--regions-per-update", "32"),
     *("--learning-rate", "3e-3", "--warmup-updates", "10", "--svm-c", "0.1", *MACHINE),
 )
+SHORT = 24  # updates of the run that is interrupted
 # The environment variable PAUSE slows updates down, so that a kill arrives during training.
 PROGRAM = """
 import os, time
@@ -84,6 +85,16 @@ def finished(workspace: Path) -> dict[str, Path]:
         assert out.strip().splitlines()[-1].endswith(f"python -m vision.detect_predict runs/{method} <image>")
         runs[method] = workspace / "runs" / method
     return runs
+
+
+@pytest.fixture(scope="module")
+def short(workspace: Path) -> dict[str, Path]:
+    """Train a short run of each method, whose interruption is tested; return the run folders."""
+    every = ("--validate-every-updates", "12", "--log-every-updates", "4", "--checkpoint-every-updates", "4")
+    for method in ("fast-rcnn", "rcnn"):
+        words = (*SMALL, *every, "--method", method, "--name", f"{method}-short", "--updates", str(SHORT))
+        assert run_program(workspace, *words)[1:] == ("", 0)
+    return {method: workspace / "runs" / f"{method}-short" for method in ("fast-rcnn", "rcnn")}
 
 
 def program(folder: Path, *words: str, **environment: str) -> Process:
@@ -153,19 +164,17 @@ def test_only_rcnn_has_svms(finished: dict[str, Path]) -> None:
     ("method", "signals"), [("fast-rcnn", [signal.SIGKILL, signal.SIGTERM]), ("rcnn", [signal.SIGKILL])]
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    finished: dict[str, Path], workspace: Path, method: str, signals: list[signal.Signals]
+    short: dict[str, Path], workspace: Path, method: str, signals: list[signal.Signals]
 ) -> None:
     """A run that was killed and stopped ends with the same metrics and weights as an uninterrupted run."""
-    whole = finished[method]
+    whole = short[method]
     run = unstarted_run(whole, workspace, f"{method}-disturbed")
     words = ["--name", run.name, "--resume"]
     for number in signals:
         before = max(num_updates(run, "detect"), 0)
         process = program(workspace, *words, PAUSE="0.2")
         out, err, code = signal_at(process, run, "detect", number, update=before + 1)
-        assert before < num_updates(run, "detect") < (120 if method == "fast-rcnn" else 60), (
-            "the signal arrived too late"
-        )
+        assert before < num_updates(run, "detect") < SHORT, "the signal arrived too late"
         if number is signal.SIGTERM:
             assert (code, err) == (EXIT_STOPPED, "")
             assert f"resume with: python -m vision.detect --name {run.name} --resume" in out
