@@ -25,11 +25,11 @@ def test_preprocessing_lowers_the_error(monkeypatch: pytest.MonkeyPatch, capsys:
 
     monkeypatch.setattr(data, "load", load)
     monkeypatch.setattr(data, "hold_out", lambda whole, number, seed: (whole, whole))
-    monkeypatch.setattr(sys, "argv", ["own_pictures.py", "digits", "--number", "10"])
+    monkeypatch.setattr(sys, "argv", ["own_pictures.py", "digits", "--number", "5"])
     own_pictures.main()
     result = json.loads(capsys.readouterr().out)
     assert asked == [("mnist", "train")], "the test set was read"
-    assert result["images"] == 10
+    assert result["images"] == 5
     assert list(result["errors"]) == list(own_pictures.KINDS)
     paper = result["errors"]["ink on shaded paper"]
     assert paper["as predict does"] < paper["as is"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,7 +35,23 @@ HERE = ("--device", "cpu", "--threads", "1")
 
 
 def make_run(root: Path, name: str, *flags: str) -> Path:
-    """Train a tiny run with the program and return its folder runs/<name> under `root`."""
+    """Return the folder runs/<name> under `root` of a tiny run. Those that need no other files are trained once."""
+    if not {*flags} <= {"--conditional"}:
+        return train(root, name, *flags)
+    shutil.copytree(trained(name, *flags), root / "runs" / name)
+    return root / "runs" / name
+
+
+@functools.cache
+def trained(name: str, *flags: str) -> Path:
+    """Train a run in a temporary folder; return its folder. Tests must not write to it."""
+    root = Path(tempfile.mkdtemp(prefix="zerokara-tests-"))
+    atexit.register(shutil.rmtree, root)
+    return train(root, name, *flags)
+
+
+def train(root: Path, name: str, *flags: str) -> Path:
+    """Train a run with the program; return its folder."""
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
         patch.setattr(glyphs, "NUMBER", FEW)
         dcgan.main([*TINY, "--name", name, *flags])
