@@ -137,11 +137,12 @@ def run_interpreter(folder: Path, *arguments: str) -> subprocess.CompletedProces
 
 def error_message(folder: Path, *arguments: str) -> str:
     """Return the error of a program that must reject its arguments: one line on stderr, and exit status 2."""
-    done = run_interpreter(folder, *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.strip().splitlines()) == 1
-    return done.stderr
+    process = start(folder, *arguments)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    return err
 
 
 def wait_until(process: Process, condition: Callable[[], bool], seconds: float = 100) -> None:

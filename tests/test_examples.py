@@ -43,8 +43,9 @@ QUICK = (
     "threads=1, quiet=True"
 )
 QUICK_GAN = (
-    "updates=4, eval_every_updates=4, log_every_updates=2, batch_size=4, generator_width=0.05, image_size=(28,), "
-    "discriminator_width=0.05, latent_dim=4, preview_images=4, quiet=True, device='cpu', precision='float32', threads=1"
+    "updates=4, eval_every_updates=4, eval_images=100, log_every_updates=2, batch_size=4, generator_width=0.05, "
+    "image_size=(28,), discriminator_width=0.05, latent_dim=4, preview_images=4, quiet=True, device='cpu', "
+    "precision='float32', threads=1"
 )
 
 

@@ -63,8 +63,10 @@ def draw(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     images_NHW = np.empty((number, SIDE, SIDE), np.uint8)
     for begin in range(0, number, CHUNK):
         part = slice(begin, begin + CHUNK)
-        coarse_NHW = fine_NHW[part].reshape(-1, SIDE, SUPERSAMPLING, SIDE, SUPERSAMPLING).mean((2, 4))
-        images_NHW[part] = np.rint(coarse_NHW * brightness_N[part, None, None])
+        sum_NHW = np.zeros((len(fine_NHW[part]), SIDE, SIDE))
+        for row, column in np.ndindex(SUPERSAMPLING, SUPERSAMPLING):
+            sum_NHW += fine_NHW[part, row::SUPERSAMPLING, column::SUPERSAMPLING]
+        images_NHW[part] = np.rint(sum_NHW / SUPERSAMPLING**2 * brightness_N[part, None, None])
     return images_NHW, labels_N
 
 

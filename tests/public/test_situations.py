@@ -63,6 +63,7 @@ def test_finished_generators_and_classifiers_that_are_resumed_keep_their_weights
         "image_size": (28,),
         "updates": 4,
         "eval_every_updates": 4,
+        "eval_images": 100,
         "log_every_updates": 2,
         "batch_size": 4,
         "generator_width": 0.05,

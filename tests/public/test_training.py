@@ -232,8 +232,8 @@ def test_a_generator(tmp_path: Path) -> None:
     entries: list[int] = []
     generator = zerokara.train_dcgan(
         data="pictures", image_size=(28,), updates=4, eval_every_updates=4, log_every_updates=2, batch_size=4,
-        generator_width=0.05, discriminator_width=0.05, latent_dim=4, preview_images=4, quiet=True, device="cpu",
-        precision="float32", threads=1, name="gan", callback=lambda step, metrics: entries.append(step),
+        eval_images=100, generator_width=0.05, discriminator_width=0.05, latent_dim=4, preview_images=4, quiet=True,
+        device="cpu", precision="float32", threads=1, name="gan", callback=lambda step, metrics: entries.append(step),
     )  # fmt: skip
     assert generator.sample(2).shape == (2, 28, 28, 1)
     assert {2, 4} <= set(entries)
