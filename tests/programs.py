@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +78,25 @@ def ask(*libraries: str, **request: Any) -> Any:
     return json.loads(process.stdout.readline())
 
 
-def start(folder: Path, *arguments: str, libraries: tuple[str, ...] = (), **environment: str) -> Process:
-    """Start Python in a folder with arguments such as "-m", "agents.dqn", "--resume"; warnings are errors.
+def start(folder: Path, *arguments: str, **environment: str) -> Process:
+    """Start Python in a folder with arguments such as "-m", "agents.dqn", "--resume"; warnings are errors."""
+    return fork((), folder, arguments, environment)
 
-    With `libraries`, no others have been imported before the process begins.
-    """
+
+def start_with_torch(folder: Path, *arguments: str) -> Process:
+    """Start Python as `start` does, in a process that has imported PyTorch and no other library."""
+    return fork(("torch",), folder, arguments, {})
+
+
+def fork(libraries: tuple[str, ...], folder: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Process:
+    """Fork a process from the server that has imported these libraries, by default all of them."""
     _, outputs = server(*libraries)
     number = len(list(outputs.glob("*.out")))
     out, err = outputs / f"{number}.out", outputs / f"{number}.err"
     out.touch()
     err.touch()  # a process that is killed at once has not created it
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment}
-    request = {"folder": str(folder), "arguments": arguments, "environment": environment}
+    complete = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment}
+    request: dict[str, Any] = {"folder": str(folder), "arguments": arguments, "environment": complete}
     return Process(libraries, ask(*libraries, **request, out=str(out), err=str(err)), out, err)
 
 

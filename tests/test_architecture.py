@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import start
+from tests.programs import start, start_with_torch
 from zerokara.core.programs import PROGRAMS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,7 +218,7 @@ def test_imports_have_no_side_effects(names: list[str], tmp_path: Path) -> None:
     Only the process that imports all modules imports the libraries too, except PyTorch, which takes seconds.
     """
     code = "\n".join(f"import {name}" for name in names)
-    process = start(tmp_path, "-c", code, libraries=() if len(names) == 1 else ("torch",))
+    process = (start if len(names) == 1 else start_with_torch)(tmp_path, "-c", code)
     assert (process.communicate(), process.returncode) == (("", ""), 0)
     assert list(tmp_path.iterdir()) == []
 

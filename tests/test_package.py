@@ -69,7 +69,7 @@ PARTS = (".py", ".c", ".h", ".safetensors", "py.typed")
 def test_every_program_starts_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     """Start the programs by the console command, outside the checkout. One process imports PyTorch only once."""
     site = tmp_path / "site"
-    options = ["--quiet", "--no-deps", "--no-compile", "--target", site]
+    options: list[str | Path] = ["--quiet", "--no-deps", "--no-compile", "--target", site]
     run([sys.executable, "-m", "pip", "install", *options, wheel], tmp_path)
     code = (
         "import contextlib, io, sys, warnings\n"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.programs import start
+from tests.programs import start_with_torch
 from zerokara.core import compute as module
 from zerokara.core import probe
 from zerokara.core.compute import Compute
@@ -338,4 +338,4 @@ def test_denormals_are_flushed_in_all_threads(tmp_path: Path) -> None:
     code = "import torch; from zerokara.core.compute import Compute; Compute(device='cpu', threads=4).apply(); "
     # Compare the bits, because a comparison with 0.0 flushes denormals too.
     code += "print(int(torch.full((1 << 20,), 1e-38).mul_(0.5).view(torch.int32).ne(0).sum()))"
-    assert start(tmp_path, "-c", code, libraries=("torch",)).communicate() == ("0\n", "")
+    assert start_with_torch(tmp_path, "-c", code).communicate() == ("0\n", "")

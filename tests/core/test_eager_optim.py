@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.programs import start
+from tests.programs import start_with_torch
 from zerokara.core import eager_optim
 
 SETTINGS: dict[str, dict[str, object]] = {
@@ -73,4 +73,4 @@ def test_the_compiler_is_not_imported(tmp_path: Path) -> None:
         "    optim.load_optimizer_state(optimizer, optimizer.state_dict())\n"
         "print([name for name in ('torch._dynamo', 'torch._inductor', 'sympy') if name in sys.modules])\n"
     )
-    assert start(tmp_path, "-c", code, libraries=("torch",)).communicate() == ("[]\n", "")
+    assert start_with_torch(tmp_path, "-c", code).communicate() == ("[]\n", "")

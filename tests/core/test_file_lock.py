@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs import start
+from tests.programs import start_with_torch
 from zerokara.core import checkpoint, file_lock
 from zerokara.core.config import UserError
 from zerokara.core.run import Run
@@ -124,7 +124,7 @@ def test_no_module_needs_fcntl_or_posix_signals_to_be_imported(tmp_path: Path) -
         "from zerokara.core.config import run_main\n"
         "run_main(lambda: ProcessPool(1, {}, lambda *ended: None))\n"
     )
-    process = start(tmp_path, "-c", code, libraries=("torch",))
+    process = start_with_torch(tmp_path, "-c", code)
     error = "error: python -c needs Linux or macOS, whose signals stop its runs.\n"
     assert (process.communicate(), process.returncode) == (("", error), 2)
 

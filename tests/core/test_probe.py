@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.programs import start
+from tests.programs import start_with_torch
 from zerokara.core import probe as module
 from zerokara.core.probe import Probe, TooSlowError
 
@@ -242,5 +242,5 @@ def test_a_limit_does_not_import_the_compiler(tmp_path: Path) -> None:
         "Probe(10).measure({'a': lambda: lambda: torch.ones(2).sin()}); "
         "assert 'torch._dynamo' not in sys.modules"
     )
-    process = start(tmp_path, "-c", code, libraries=("torch",))
+    process = start_with_torch(tmp_path, "-c", code)
     assert (process.communicate(), process.returncode) == (("", ""), 0)
