@@ -14,10 +14,11 @@ resumes there. Thus nothing is run twice, and nothing is lost.
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import optuna
 import sqlalchemy.engine
@@ -37,6 +38,8 @@ SUFFIXES = (".journal", ".log")  # of journal files
 # Client libraries of databases whose connections take this argument.
 WITH_TIMEOUT = frozenset({"psycopg", "psycopg2", "pymysql", "mysqldb"})
 CONNECT_SECONDS = 10
+CREATE_ATTEMPTS = 5  # to create tables, while other drivers do the same
+CREATE_SECONDS = 0.2  # before the second attempt; then longer
 DRIVER = "driver"  # attribute of a trial: number of its driver
 SWEEP = "sweep"  # attribute of a study, and key in the sweep's config.json: identifies the folder of the sweep
 # What a driver leaves behind that was killed before it wrote config.json.
@@ -59,12 +62,12 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
         if "://" in storage:
             driver = sqlalchemy.engine.make_url(storage).get_driver_name()
             timeout = {"connect_args": {"connect_timeout": CONNECT_SECONDS}} if driver in WITH_TIMEOUT else {}
-            return RDBStorage(storage, engine_kwargs={"pool_pre_ping": True, **timeout})
+            return _open_database(storage, {"pool_pre_ping": True, **timeout})
         if storage:
             # Absolute: otherwise Optuna does not find the journal through its lock, a link, and waits forever for the
             # lock of a killed process.
             return JournalStorage(JournalFileBackend(str(journal_file(storage, folder).absolute())))
-        return RDBStorage(f"sqlite:///{folder / 'study.db'}")
+        return _open_database(f"sqlite:///{folder / 'study.db'}", {})
     except ImportError as error:
         raise UserError(
             f"--storage {storage} needs a database driver that is not installed ({error.__cause__ or error}): install "
@@ -72,6 +75,24 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
         ) from None
     except (*STORAGE_ERRORS, OSError, RuntimeError, ValueError, KeyError) as error:
         raise storage_error(storage, folder, error) from None
+
+
+def _open_database(url: str, engine_kwargs: dict[str, Any]) -> RDBStorage:
+    """Open a database, with Optuna's tables.
+
+    Optuna looks which tables are missing, and creates them. If another driver creates them in between, the database
+    refuses to, and Optuna must look again; likewise with the rows that hold the version.
+    """
+    for attempt in range(1, CREATE_ATTEMPTS):
+        try:
+            return RDBStorage(url, engine_kwargs=engine_kwargs)
+        except sqlalchemy.exc.DBAPIError as error:
+            # PostgreSQL raises these two errors, perhaps with a text in another language.
+            by_another = isinstance(error, sqlalchemy.exc.ProgrammingError | sqlalchemy.exc.IntegrityError)
+            if not (by_another or "already exists" in str(error.orig)):
+                raise
+            time.sleep(CREATE_SECONDS * attempt)
+    return RDBStorage(url, engine_kwargs=engine_kwargs)
 
 
 def close_storage(storage: BaseStorage) -> None:

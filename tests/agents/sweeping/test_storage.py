@@ -16,7 +16,10 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy.event
+import sqlalchemy.exc
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages._rdb.models import BaseModel
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
@@ -233,6 +236,56 @@ def test_a_missing_driver_of_a_database_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sweep_storage, "RDBStorage", fail)
     with pytest.raises(UserError, match=r"needs a database driver .*'psycopg'\).*pip install 'zerokara\[cluster\]'"):
         open_storage("postgresql://host/db", tmp_path)
+
+
+def test_tables_that_another_driver_creates_at_the_same_time(tmp_path: Path) -> None:
+    """Another driver creates them after this one has found that they are missing."""
+    url, calls, others = f"sqlite:///{tmp_path / 'study.db'}", list[int](), list[RDBStorage]()
+
+    def before_create(*arguments: Any, **keywords: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            others.append(RDBStorage(url))
+
+    sqlalchemy.event.listen(BaseModel.metadata, "before_create", before_create)
+    try:
+        storage = open_storage(url, tmp_path)
+    finally:
+        sqlalchemy.event.remove(BaseModel.metadata, "before_create", before_create)
+    for one in (*others, storage):
+        optuna.create_study(study_name="s", storage=one, load_if_exists=True).ask()
+    assert len(trials(storage)) == 2
+    for one in (*others, storage):
+        close_storage(one)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "attempts"),
+    [
+        (sqlalchemy.exc.ProgrammingError, "Relation »studies« existiert bereits", 2),
+        (sqlalchemy.exc.IntegrityError, "duplicate key value violates unique constraint", 2),
+        (sqlalchemy.exc.OperationalError, "Table 'studies' already exists", 2),
+        (sqlalchemy.exc.OperationalError, "connection refused", 1),
+    ],
+)
+def test_a_database_is_opened_again_only_if_another_driver_created_its_tables(
+    kind: type[sqlalchemy.exc.DBAPIError], text: str, attempts: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = list[str]()
+
+    class FailsOnce(RDBStorage):
+        def __init__(self, url: str, **keywords: Any) -> None:
+            calls.append(url)
+            if len(calls) == 1:
+                raise kind("CREATE TABLE studies", None, Exception(text))
+            super().__init__("sqlite:///study.db")
+
+    monkeypatch.setattr(sweep_storage, "RDBStorage", FailsOnce)
+    monkeypatch.setattr(sweep_storage, "CREATE_SECONDS", 0.0)
+    expected = contextlib.nullcontext() if attempts > 1 else pytest.raises(UserError, match=text)
+    with expected:
+        close_storage(open_storage("postgresql://host/db", tmp_path))
+    assert len(calls) == attempts
 
 
 @pytest.fixture
