@@ -53,7 +53,7 @@ from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.policy import Policy, obs_dtype
 from zerokara.agents.qlearning.replay import ALL, Batch, Replay, Rows
-from zerokara.agents.training.replay_buffer import make_replay
+from zerokara.agents.training.replay_buffer import describe_fill, make_replay, min_transitions
 from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
@@ -235,8 +235,7 @@ class Training(Session):
         due = schedules.updates_due(config, self.step)
         if self.updates >= due:
             return
-        # Of several actors perhaps only one has a place so far.
-        fill = min(config.learning_starts, config.replay_capacity // max(1, config.actors)) // self.world.size
+        fill = min_transitions(config) // self.world.size
         self.filling = self.filling and self.world.any(len(self.replay) < fill, self.compute.torch_device)
         if self.filling:
             # Not filled yet, or empty after a resume without a saved buffer: these updates are skipped, but counted.
@@ -278,7 +277,7 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     training.print_settings(DEVIATIONS.get(config.preset, ()), terminal_on_life_loss=config.terminal_on_life_loss)
     stored = sum(world.gather(len(replay)))
     if not training.is_finished:
-        run.print(f"replay buffer: {stored:,} of {config.replay_capacity:,} transitions")
+        run.print(describe_fill(config, stored))
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations(metrics, lambda: replay.needs_checkpoint):
         (actors or training).iterate()

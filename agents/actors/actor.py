@@ -101,7 +101,10 @@ class Actor:
         self.compute = dataclasses.replace(compute, device="cpu", compile=False, threads=threads, precision=precision)
         self.compute.apply()
         self.config, self._loss, self._store = config, loss, store
-        self.env = env or envs.make(config.env, config.num_envs, num_threads=threads, **config.env_settings())
+        # A resumed run starts new actors with new episodes, so their states are not saved.
+        self.env = env or envs.make(
+            config.env, config.num_envs, num_threads=threads, resumable=False, **config.env_settings()
+        )
         network = make_network(config, self.env.obs_shape, self.env.num_actions)
         self.network = self.compute.frozen(self.compute.module(network))
         self.policy = Policy(self.network, self.compute, seed)

@@ -15,6 +15,18 @@ from zerokara.core.run import Run
 from zerokara.envs import VectorEnv
 
 
+def min_transitions(config: Config) -> int:
+    """Return the number of stored transitions, in all processes together, below which there are no updates."""
+    # Of several actors perhaps only one has a place so far.
+    return min(config.learning_starts, config.replay_capacity // max(1, config.actors))
+
+
+def describe_fill(config: Config, stored: int) -> str:
+    """Describe how many transitions are stored: "replay buffer: 0 of 1,000 transitions; there are no updates ..."."""
+    text, needed = f"replay buffer: {stored:,} of {config.replay_capacity:,} transitions", min_transitions(config)
+    return text if stored >= needed else f"{text}; there are no updates before it has {needed:,}"
+
+
 def make_replay(
     config: Config,
     run: Run,

@@ -242,8 +242,8 @@ class ClusterJob:
                 self._lost(_last_line(error))
             else:
                 self._ray.kill(self._actor)  # gives its resources back
-                if outcome.problem:  # the node gave it back without a start, so it does not count as a failure
-                    self._lost(outcome.problem, counts=False)
+                if outcome.problem:  # it does not count as a failure if the node gave it back without a start
+                    self._lost(outcome.problem, counts=outcome.code != 0)
                 else:
                     self._exit = Exit(outcome.code, outcome.last_line)
         return self._exit

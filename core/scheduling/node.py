@@ -25,7 +25,7 @@ FOLDER_SECONDS = 10.0  # before a node that does not see the shared folder gives
 class Outcome(NamedTuple):
     """End of a job on a node."""
 
-    code: int
+    code: int  # with a problem: 0 if the process was not started, otherwise 1
     last_line: str
     problem: str = ""  # why the node could not run the job, or lost it; the job must run elsewhere then
 
@@ -88,7 +88,7 @@ class Runner:
             self._guard.stdin.close()
             self._guard = None
         if not code:
-            return Outcome(0, "", f"its process on {socket.gethostname()} was lost")
+            return Outcome(1, "", f"its process on {socket.gethostname()} was lost")
         return Outcome(int(code), last_line(job.log, log_start))
 
     def stop(self, *, kill: bool) -> None:

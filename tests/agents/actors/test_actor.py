@@ -199,6 +199,7 @@ def test_the_environments_have_the_cpus_and_the_seed_of_the_actor(monkeypatch: p
     config = Config(**(SETTINGS | {"actor_cpus": 2.5}))
     Actor(0, config, Compute(threads=7), dqn.dqn_loss, dqn.store, 2**31 + 5)
     assert (seen["num_threads"], seen["threads"], seen["num_envs"], seen["seed"]) == (2, 2, 3, 5)
+    assert seen["resumable"] is False, "an actor is never resumed, so that its environments need not be reproducible"
 
 
 def test_epsilons_are_those_of_the_paper_with_one_environment_per_actor() -> None:

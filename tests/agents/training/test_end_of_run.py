@@ -126,10 +126,13 @@ def test_a_finished_run_misses_no_replay_buffer_and_one_that_goes_on_does(
     catch_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not list(catch_run.glob("replay-*"))
-    dqn.main(["--name", "catch", "--resume", "--total-steps", "440"])
+    dqn.main(["--name", "catch", "--resume", "--total-steps", "440", "--no-delete-replay"])
     printed = capsys.readouterr().out
     assert "is missing or too short; the buffer is empty" in printed
-    assert "replay buffer: 0 of 1,000 transitions" in printed
+    assert "replay buffer: 0 of 1,000 transitions; there are no updates before it has 100" in printed
+    dqn.main(["--name", "catch", "--resume", "--total-steps", "480"])
+    printed = capsys.readouterr().out
+    assert "replay buffer: 40 of 1,000 transitions; there are no updates before it has 100" in printed
     dqn.main(["--name", "catch", "--resume"])
     printed = capsys.readouterr().out
     assert "watch it with" in printed

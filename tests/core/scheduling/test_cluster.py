@@ -125,6 +125,22 @@ def test_a_job_that_is_always_lost_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(ray.actors) == MAX_LOSSES
 
 
+def test_a_job_whose_process_is_always_lost_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard of the process ends without an exit code, because it is killed or cannot write the log."""
+    monkeypatch.setattr("zerokara.core.scheduling.pool.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("zerokara.core.scheduling.node.GUARD", "pass")
+
+    def start(actor: Actor) -> None:
+        assert len(ray.actors) <= MAX_LOSSES
+        actor.alive.set()
+
+    ray = use(monkeypatch, start=start)
+    _, ended, warnings = run([job("a", "")])
+    lost = f"its process on {socket.gethostname()} was lost"
+    assert ended == {"a": (1, f"lost by the cluster {MAX_LOSSES} times, at last because: {lost}")}
+    assert (len(ray.actors), len(warnings)) == (MAX_LOSSES, MAX_LOSSES - 1)
+
+
 def test_signal_lets_running_jobs_save_and_waiting_ones_are_dropped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
