@@ -28,7 +28,7 @@ from typing import Annotated, Any, ClassVar
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.command_line import check_command_line, parse
-from zerokara.core.config import Range, Stopped, UserError, flag, run_main
+from zerokara.core.config import Range, Stopped, UserError, flag, note, run_main
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program
 from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions, connect, launcher
@@ -115,6 +115,7 @@ from zerokara.agents.benchmarking import dopamine_curves
 from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
 from zerokara.agents.benchmarking.plan import (
     PlannedRun,
+    describe_version_changes,
     deviations_by_preset,
     make_job,
     plan_runs,
@@ -191,6 +192,7 @@ def comparison_notes(runs: Sequence[PlannedRun], records: Sequence[Record], opti
     """List what limits the comparison of these scores with each other or with published ones."""
     notes = deviations_by_preset(runs, options.protocol)
     done = {(record.env, record.preset, record.seed) for record in records}
+    notes += describe_version_changes([run for run in runs if (run.env, run.preset, run.seed) in done])
     if missing := [run.name for run in runs if (run.env, run.preset, run.seed) not in done]:
         notes.append(f"{len(missing)} of {len(runs)} runs are missing: {', '.join(missing)}")
     for key in ("git_commit", "versions"):
@@ -222,8 +224,8 @@ def read_dopamine(
     if options.protocol != dopamine_curves.PROTOCOL:
         reason = f"protocol {options.protocol} has no sticky actions and scores evaluation episodes"
     if reason:
-        note = f"Dopamine's curves, of training episodes with sticky actions, are not shown because {reason}"
-        return {}, [f"{note}: use --protocol {dopamine_curves.PROTOCOL} to show them."]
+        text = f"Dopamine's curves, of training episodes with sticky actions, are not shown because {reason}"
+        return {}, [f"{text}: use --protocol {dopamine_curves.PROTOCOL} to show them."]
     frames = min(curve.frames[0] for of_env in curves.values() for curve in of_env)
     return curves, [f"Dopamine's curves begin after {frames:,.0f} frames, and are shown up to the end of our curves"]
 
@@ -314,6 +316,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     published, dopamine_notes = read_dopamine(options, runs)
     failed: dict[str, str] = {}
     if not options.report:
+        for text in describe_version_changes(runs):
+            note(f"{text}. Finished runs are tabulated as they are, and unfinished ones resume with their settings.")
         failed, stopped = run_all(runs, options, folder, max_processes)
         if stopped:
             finished = sum(run_state(run) == "finished" for run in runs)
@@ -350,8 +354,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(part)
         console.print(table.note, soft_wrap=True, highlight=False, markup=False, style="dim")
     print()
-    for note in notes:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+    for line in notes:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     print(f"{folder}/table.md, results.json, curves-frames.png, curves-hours.png", flush=True)
     if failed or unscored:
         sys.exit(1)

@@ -27,7 +27,7 @@ from typing import Any
 from zerokara.agents.sweeping.config import Config, describe_objective, read_command_line
 from zerokara.agents.sweeping.search_space import AGENTS, AgentProgram, Dimension, format_params, trial_arguments
 from zerokara.core.command_line import check_command_line
-from zerokara.core.config import EXIT_STOPPED, Stopped, UserError, run_main
+from zerokara.core.config import EXIT_STOPPED, Stopped, UserError, run_main, to_saved
 from zerokara.core.machine import usable_cores
 from zerokara.core.programs import program, program_command
 
@@ -37,6 +37,15 @@ if __name__ == "__main__":
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from zerokara.agents.sweeping.kept_settings import (
+    SETTINGS,
+    Kept,
+    describe_kept,
+    find_kept,
+    keep_in_base,
+    kept_arguments,
+    settings_of,
+)
 from zerokara.agents.sweeping.report import format_table, write_report
 from zerokara.agents.sweeping.storage import (
     STORAGE_ERRORS,
@@ -46,10 +55,10 @@ from zerokara.agents.sweeping.storage import (
     open_sweep,
     storage_error,
 )
-from zerokara.agents.sweeping.trial import DIVERGED, TrialProcess, curve_value
+from zerokara.agents.sweeping.trial import DIVERGED, TrialProcess, curve_value, run_name
 from zerokara.core.progress import Progress
 from zerokara.core.scheduling.cluster import connect, launcher
-from zerokara.core.scheduling.job import Launch
+from zerokara.core.scheduling.job import Exit, Launch
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 POLL_SECONDS = 0.5  # interval between two polls of the processes
@@ -74,7 +83,7 @@ class Sweep:
     Args:
         agent: program that trains.
         agent_arguments: its command line that all trials share.
-        base: config that `agent_arguments` give.
+        base: config that `agent_arguments` give. Where earlier trials have other settings, the sweep keeps those.
         opened: run, folder and driver of the sweep.
         launch: gives a run to this machine or to a cluster.
     """
@@ -93,12 +102,33 @@ class Sweep:
         self.config, self.study, self.launch = config, study, launch
         self.run, self.folder, self.driver = opened.run, opened.folder, opened.driver
         self.agent, self.agent_arguments, self.base, self.space = agent, agent_arguments, base, space
-        self.evaluations = base.total_steps // base.eval_every_steps  # of a complete run
         self.threads = (
             config.ray_threads if config.ray_address else max(1, usable_cores() // config.jobs)
         )  # of each run
         self.failures = 0  # consecutive
         self.active: list[ActiveTrial] = []
+        self.kept = self._find_kept()
+        self.base = keep_in_base(self.kept, base)
+        self.evaluations = self.base.total_steps // self.base.eval_every_steps  # of a complete run
+        study.pruner = make_pruner(config, self.base)
+
+    def _find_kept(self) -> Kept:
+        """Find the settings of the earlier trials that this version of zerokara would not give to new ones."""
+        earlier = []
+        for trial in self.study.get_trials(deepcopy=False):
+            run = self.folder / "runs" / run_name(trial.number, self.base.seed)
+            config = settings_of(trial, run, self.agent)
+            if config is not None:
+                own = trial_arguments(self.space, trial.params, self.base)
+                earlier.append((config, [*self.agent_arguments, *own]))
+        kept = find_kept(self.agent, earlier, {dimension.name for dimension in self.space})
+        if kept:
+            names_presets = any(dimension.name == "preset" for dimension in self.space)
+            self.run.print(
+                "this version of zerokara has other settings than the earlier trials, which new trials keep: "
+                f"{describe_kept(kept, name_presets=names_presets)}"
+            )
+        return kept
 
     def search(self) -> None:
         """Run trials until their number is reached or a signal is received. All runs are saved and have ended then.
@@ -169,14 +199,23 @@ class Sweep:
             "--threads",
             str(self.threads),
             *(["--no-delete-replay"] if self.config.keep_replays and hasattr(self.base, "delete_replay") else []),
-            *self.agent_arguments,
-            *trial_arguments(self.space, trial.params, self.base),
+            *self.settings(trial.params),
         ]
+
+    def settings(self, params: Mapping[str, Any]) -> list[str]:
+        """Return the agent's command line for sampled values, without output and hardware, name and seed.
+
+        Raises:
+            UserError: the settings are incompatible.
+        """
+        own = trial_arguments(self.space, params, self.base)
+        kept = kept_arguments(self.kept, self.agent, [*self.agent_arguments, *own])
+        return [*self.agent_arguments, *kept, *own]
 
     def _finished_without_run(self, trial: optuna.Trial) -> bool:
         """Finish a trial whose settings are incompatible or those of an earlier trial. Returns False for others."""
         try:
-            self.agent.read_config(self._arguments(trial))
+            config = self.agent.read_config(self._arguments(trial))
         except UserError as error:
             self._prune(trial, "refused")
             params = format_params(self.space, trial.params)
@@ -185,6 +224,7 @@ class Sweep:
         finished = self.study.get_trials(deepcopy=False, states=FINISHED)
         twin = next((other for other in finished if other.params == trial.params), None)
         if twin is None:
+            trial.set_user_attr(SETTINGS, to_saved(config))
             return False
         self.run.print(f"trial {trial.number} has the same settings as trial {twin.number} and takes its value")
         trial.set_user_attr("why", f"as {twin.number}")
@@ -205,24 +245,24 @@ class Sweep:
             return False
         if active.process is None:
             seed = self.base.seed + len(active.seed_values)
-            name = f"{active.trial.number}-seed-{seed}"
+            name = run_name(active.trial.number, seed)
             arguments = [*self._arguments(active.trial), "--seed", str(seed)]
             active.process = TrialProcess(self.folder, self.agent.module, name, arguments, self.launch)
-        code = active.process.poll()  # before the curve is read, so that the curve of an ended run is complete
+        end = active.process.poll()  # before the curve is read, so that the curve of an ended run is complete
         if active.pruned:
-            if code is not None and not self.config.keep_replays:
+            if end is not None and not self.config.keep_replays:
                 active.process.delete_replay()
-            return code is None
+            return end is None
         curve = active.process.curve(self.base.eval_every_steps)
         self._report(active, curve)
-        if code is None or active.pruned:
+        if end is None or active.pruned:
             return True
-        if code == EXIT_STOPPED:
+        if end.code == EXIT_STOPPED:
             self.run.print(f"trial {active.trial.number} was stopped from outside and resumes")
             active.process = None
             return True
-        if code or max(curve, default=0) < self.evaluations:
-            self._fail(active, active.process, code)
+        if end.code or max(curve, default=0) < self.evaluations:
+            self._fail(active, active.process, end)
             return False
         self.failures = 0
         active.seed_values.append(curve_value(curve, self.config.objective))
@@ -255,20 +295,20 @@ class Sweep:
         trial.set_user_attr("why", reason)
         self.study.tell(trial, state=TrialState.PRUNED)
 
-    def _fail(self, active: ActiveTrial, process: TrialProcess, code: int) -> None:
+    def _fail(self, active: ActiveTrial, process: TrialProcess, end: Exit) -> None:
         """Finish a trial whose run ended early. A diverged run counts as pruned, any other failure does not count.
 
         Raises:
             UserError: this is failure number MAX_FAILURES in a row.
         """
-        number, last_line = active.trial.number, process.last_log_line().rstrip(".")
+        number, last_line = active.trial.number, end.last_line.strip().rstrip(".") or "no output"
         if DIVERGED in last_line:
             self.run.print(f"trial {number} has diverged (NaN or Inf in the weights)")
             self._prune(active.trial, "diverged")
             return
         self.study.tell(active.trial, state=TrialState.FAIL)
         self.failures += 1
-        failure = f"trial {number} ended early with exit code {code} ({process.log}): {last_line}"
+        failure = f"trial {number} ended early with exit code {end.code} ({process.log}): {last_line}"
         if self.failures == MAX_FAILURES:
             raise UserError(
                 f"{self.failures} runs failed one after the other; {failure}; fix the cause, then repeat the same "
@@ -313,7 +353,6 @@ def open_study(config: Config, base: Any, space: Sequence[Dimension], opened: Op
         storage=opened.storage,
         study_name=config.name,
         direction="maximize",
-        pruner=make_pruner(config, base),
         load_if_exists=True,
     )
     first = {dimension.key: dimension.sampled_value(getattr(base, dimension.name)) for dimension in space}
@@ -347,8 +386,7 @@ def finish(sweep: Sweep, arguments: Sequence[str]) -> str:
     if not sweep.count(TrialState.COMPLETE):
         return f"No trial is complete: all {finished} were refused, pruned or diverged; use a smaller search space."
     best = study.best_trial
-    settings = [*sweep.agent_arguments, *trial_arguments(sweep.space, best.params, sweep.base)]
-    command = f"{program_command(sweep.agent.module)} {shlex.join(settings)}"
+    command = f"{program_command(sweep.agent.module)} {shlex.join(sweep.settings(best.params))}"
     run.print(f"best settings, trial {best.number}:\n{command}")
     seeds = range(sweep.base.seed, sweep.base.seed + config.seeds)
     new_seeds = range(seeds.stop, seeds.stop + max(3, config.seeds))
@@ -367,16 +405,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     with connect(config, Progress(silent=config.quiet).warn) as cluster:
         opened = open_sweep(config, agent_arguments)
         with opened.run as run, contextlib.closing(opened):
-            run.print(describe_objective(config, base))
             if cluster is not None:
                 cluster.warn = run.warn
-                run.print(cluster.describe())
             try:
                 study = open_study(config, base, space, opened)
                 with run.signals():
                     sweep = Sweep(
                         config, opened, study, AGENTS[config.agent], agent_arguments, base, space, launcher(cluster)
                     )
+                    run.print(describe_objective(config, sweep.base))
+                    if cluster is not None:
+                        run.print(cluster.describe())
                     sweep.search()
                     run.close(finish(sweep, sys.argv[1:] if argv is None else argv))
             except STORAGE_ERRORS as error:

@@ -141,6 +141,35 @@ def given_fields(
     return frozenset(_read(config_class, presets, _with_new_names(config_class, saved, words)))
 
 
+def format_arguments(config_class: type[Any], values: Mapping[str, Any]) -> list[str]:
+    """Format fields of a config, by today's or older names, as a command line.
+
+    A bool is set by --name or --no-name; None, the third value of a field of type bool | None, by --name None.
+    """
+    hints = field_types(config_class)
+    arguments: list[str] = []
+    for typed, value in values.items():
+        field = rename(config_class, typed, values)
+        texts = [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+        truth = texts[0].capitalize() if len(texts) == 1 and texts[0].lower() in {"true", "false"} else None
+        if truth and is_switch(hints.get(field)):
+            arguments.append(flag(field) if truth == "True" else negated_flag(field))
+        else:
+            arguments += [flag(field), *([truth] if truth else texts)]
+    return arguments
+
+
+def named_fields(config_class: type[Any], words: Iterable[str], settings: Mapping[str, Any]) -> set[str]:
+    """Return the fields that the flags of a command line name, by today's names; the flags may be unknown today.
+
+    Args:
+        settings: as for `core.config.rename`.
+    """
+    flags = (word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--"))
+    names = (name.removeprefix("--no-").removeprefix("--").replace("-", "_") for name in flags)
+    return {rename(config_class, name, settings) for name in names}
+
+
 # ---- from words to values
 
 

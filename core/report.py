@@ -63,11 +63,14 @@ def read_result(path: Path, *required: str, mappings: Sequence[str] = ()) -> dic
     return content
 
 
-def read_json(path: Path, **required: type | tuple[type, ...]) -> dict[str, Any]:
+def read_json(
+    path: Path, remedy: str = "delete it, and repeat the same command", **required: type | tuple[type, ...]
+) -> dict[str, Any]:
     """Read a mapping that `write_json` wrote.
 
     Args:
         path: of the file.
+        remedy: what to do if it is damaged, for the message.
         required: keys that it must have, with the types of their values.
 
     Raises:
@@ -76,13 +79,11 @@ def read_json(path: Path, **required: type | tuple[type, ...]) -> dict[str, Any]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged or cannot be read ({error_summary(error)}): delete it, and repeat the same command."
-        ) from None
+        raise UserError(f"{path} is damaged or cannot be read ({error_summary(error)}): {remedy}.") from None
     if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in required.items()):
         raise UserError(
-            f"{path} was not written by this program, or is damaged (it needs the keys {', '.join(required)}): delete "
-            f"it, and repeat the same command."
+            f"{path} was not written by this program, or is damaged (it needs the keys {', '.join(required)}): "
+            f"{remedy}."
         )
     return content
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 
 from zerokara import envs
 from zerokara.agents.configs import dqn, pqn, stream
 from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS, ProtocolName, Settings
-from zerokara.agents.configs.defaults import preset_values
+from zerokara.agents.configs.defaults import Changes, format_changes, preset_values
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.agents.qlearning.replay import bytes_needed
 from zerokara.agents.viewing.loading import CHECKPOINT
 from zerokara.core import checkpoint
-from zerokara.core.config import UserError, flag, from_dict, is_switch, negated_flag, note, rename, suggest, to_dict
+from zerokara.core.command_line import format_arguments, named_fields
+from zerokara.core.config import UserError, flag, from_dict, suggest, to_dict
 from zerokara.core.run import Run
+from zerokara.core.run_folder import MAX_LISTED
 from zerokara.core.scheduling.job import Job
 
 # Config fields that may differ between an existing run and the plan.
@@ -177,23 +180,6 @@ def deviations_by_preset(runs: Sequence[PlannedRun], protocol: ProtocolName) -> 
     ]
 
 
-def format_arguments(config_class: type[Settings], fields: Mapping[str, Any]) -> list[str]:
-    """Format config fields as a command line.
-
-    A bool is set by --name or --no-name; None, the third value of a field of type bool | None, by --name None.
-    """
-    hints = get_type_hints(config_class)
-    arguments: list[str] = []
-    for typed, value in fields.items():
-        field, text = rename(config_class, typed, fields), str(value)
-        truth = text.capitalize() if text.lower() in {"true", "false"} else None
-        if truth and is_switch(hints.get(field)):
-            arguments.append(flag(field) if truth == "True" else negated_flag(field))
-        else:
-            arguments += [flag(field), truth or text]
-    return arguments
-
-
 def run_state(run: PlannedRun) -> State:
     """Return the state of a run: "new" (no folder), "started" or "finished".
 
@@ -202,26 +188,87 @@ def run_state(run: PlannedRun) -> State:
     """
     if not (run.folder / "config.json").exists():
         return "new"
-    path = run.folder / "config.json"
-    saved = to_dict(from_dict(type(run.config), Run.read_config(run.folder, run.kind)["config"], str(path)))
-    for field, value in to_dict(run.config).items():
-        if field in MAY_DIFFER or saved.get(field) == value:
-            continue
-        if flag(field) not in run.arguments and saved.get(field) == preset_values(run.config).get(field):
-            # Started by an older version, in which lengths and games did not change the values of a preset.
-            note(f"{run.folder} keeps its {flag(field)} {saved.get(field)}; a new run has {value}.")
-        else:
-            raise UserError(
-                f"{run.folder} was started with {flag(field)} {saved.get(field)}, but this benchmark needs {value}: "
-                f"choose another --name, or remove the run first: rm -r {run.folder}."
-            )
+    total_steps, _ = version_changes(run).get("total_steps", (run.config.total_steps, None))
     try:
         state = checkpoint.load(run.folder / CHECKPOINT, run.kind)
-        at_end = state["step"] >= saved["total_steps"] and not state["owes_evaluation"]
+        at_end = state["step"] >= total_steps and not state["owes_evaluation"]
         finished = at_end or state.get("goal_reached", False)  # checkpoints of older releases do not have it
     except (UserError, KeyError):  # no checkpoint yet, or a damaged one, which the run reports when it resumes
         return "started"
     return "finished" if finished else "started"
+
+
+def version_changes(run: PlannedRun) -> Changes:
+    """Return the settings that another version of zerokara gave to a run and that are no options of the benchmark.
+
+    Presets, defaults, and what is reduced for a short run may change between two versions.
+
+    Raises:
+        UserError: the folder holds a run of another kind, or one that was started with another config.
+    """
+    path = run.folder / "config.json"
+    if not path.exists():
+        return {}
+    content = Run.read_config(run.folder, run.kind)
+    saved = to_dict(from_dict(type(run.config), content["config"], str(path)))
+    given, given_then = named_fields(type(run.config), run.arguments, {}), fields_given_then(run, content)
+    changes: dict[str, tuple[Any, Any]] = {}
+    for field, value in to_dict(run.config).items():
+        if field in MAY_DIFFER or saved.get(field) == value:
+            continue
+        # Runs of the first versions are recognized by the values of the preset, which games and lengths did not change.
+        by_default = field not in given and (
+            (given_then is not None and field not in given_then)
+            or saved.get(field) == preset_values(run.config).get(field)
+        )
+        if not by_default and not (field == "eval_every_steps" and evaluates_as_often(run.config, saved)):
+            raise UserError(
+                f"{run.folder} was started with {flag(field)} {saved.get(field)}, but this benchmark needs {value}: "
+                f"choose another --name, or remove the run first: rm -r {run.folder}."
+            )
+        changes[field] = saved.get(field), value
+    return changes
+
+
+def fields_given_then(run: PlannedRun, content: Mapping[str, Any]) -> set[str] | None:
+    """Return the fields that the command line of an existing run set; None if the training program did not start it.
+
+    Args:
+        content: config.json of the run.
+    """
+    command = str(content.get("command", ""))
+    if not re.match(rf"(python -m (zerokara\.)?agents\.|zerokara ){run.kind} ", command):
+        return None
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a damaged file
+        return None
+    return named_fields(type(run.config), words, content["config"])
+
+
+def evaluates_as_often(config: Settings, saved: Mapping[str, Any]) -> bool:
+    """Return True if a run of another length has as many evaluations, of which the interval is a consequence."""
+    if not (config.eval_every_steps and saved["eval_every_steps"]) or config.total_steps == saved["total_steps"]:
+        return False
+    ours, theirs = config.total_steps // config.eval_every_steps, saved["total_steps"] // saved["eval_every_steps"]
+    return bool(ours == theirs)
+
+
+def describe_version_changes(runs: Sequence[PlannedRun]) -> list[str]:
+    """Describe the settings that other versions gave to runs, a line for all runs with the same ones.
+
+    Raises:
+        UserError: as `version_changes`.
+    """
+    names: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        if changes := version_changes(run):
+            names.setdefault((run.preset, format_changes(changes)), []).append(run.name)
+    return [
+        f"{', '.join(of_runs) if len(of_runs) <= MAX_LISTED else f'{len(of_runs)} runs'}: started by another version "
+        f"of zerokara, which gave preset {preset} {changes}"
+        for (preset, changes), of_runs in names.items()
+    ]
 
 
 def make_job(run: PlannedRun, log: Path) -> Job:

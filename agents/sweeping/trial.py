@@ -14,12 +14,17 @@ from typing import Any
 from zerokara.agents.qlearning.replay_deletion import delete_replays
 from zerokara.core.config import note
 from zerokara.core.metrics import read_metrics
-from zerokara.core.scheduling.job import Job, Launch
+from zerokara.core.scheduling.job import Exit, Job, Launch
 from zerokara.core.scheduling.local import LocalProcess
 
 # Beginning of the message of core.divergence.divergence_error, with which a diverged run exits.
 DIVERGED = "Training diverged"
 POLL_SECONDS = 0.1  # interval between two polls of a process that is waited for
+
+
+def run_name(trial: int, seed: int) -> str:
+    """Return the name of a run, which is that of its folder in runs/ of the sweep."""
+    return f"{trial}-seed-{seed}"
 
 
 class TrialProcess:
@@ -49,10 +54,9 @@ class TrialProcess:
             )
         )
 
-    def poll(self) -> int | None:
-        """Start or resume the run as soon as possible. Returns the exit code; None while the run is not finished."""
-        end = self._running.poll()
-        return None if end is None else end.code
+    def poll(self) -> Exit | None:
+        """Start or resume the run as soon as possible. Returns how it ended; None before."""
+        return self._running.poll()
 
     def stop(self) -> None:
         """Ask the run to save and exit. A run that has not started is not started any more."""
@@ -62,11 +66,6 @@ class TrialProcess:
         """Wait until the process has ended, if it was started."""
         while self._running.poll() is None:
             time.sleep(POLL_SECONDS)
-
-    def last_log_line(self) -> str:
-        """Return the last line of the log that is not empty, or "no output"."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.exists() else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
     def delete_replay(self) -> None:
         """Delete the saved replay buffer, which is needed only to resume the run."""

@@ -17,7 +17,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from zerokara.agents.training.best_agent import BestAgent
 from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_processes
 from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
-from zerokara.agents.training.report import closing_line, format_progress, format_scores, settings_lines
+from zerokara.agents.training.report import closing_line, format_progress, format_scores, print_settings
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped, to_dict
@@ -181,11 +181,9 @@ class Session(ABC):
         while self.env.warnings:
             self.run.warn(self.env.warnings.pop(0))
 
-    def print_settings(self, deviations: Iterable[str], **more: Any) -> None:
+    def print_settings(self, deviations: Collection[str], **more: Any) -> None:
         """Print differences from paper and preset, and the settings of the environment with those of `more`."""
-        settings = {**self.env.settings, **more}
-        for line in settings_lines(self.config, settings, deviations, new=not self.resumed):
-            self.run.print(line)
+        print_settings(self.run, self.config, {**self.env.settings, **more}, deviations, new=not self.resumed)
 
     def iterations(
         self,

@@ -14,17 +14,29 @@ seeds.json (the command), finished/ (a file for each finished run). docs/cluster
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from zerokara.core.command_line import check_command_line, parse
-from zerokara.core.config import Positional, Range, Stopped, UserError, run_main, suggest
+from zerokara.core.config import (
+    MAX_MESSAGE,
+    Positional,
+    Range,
+    Stopped,
+    UserError,
+    flag,
+    from_dict,
+    run_main,
+    suggest,
+    to_dict,
+)
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program, short_names
 from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions, connect, launcher
@@ -132,10 +144,12 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.metrics import read_metrics
 from zerokara.core.progress import Progress, format_value
 from zerokara.core.report import read_json, tables_within, write_json
-from zerokara.core.run_folder import check_name
+from zerokara.core.run_folder import check_name, read_config
+from zerokara.core.run_options import HARDWARE_FIELDS
 from zerokara.core.scheduling.monitor import Monitor
 from zerokara.core.scheduling.resources import available_devices, divide_cores
 
+MAY_DIFFER = frozenset({"name", "seed", "resume", "quiet", "track", *HARDWARE_FIELDS})  # between the runs
 COMMAND_FILE = "seeds.json"  # in the folder of the results: program and arguments of the first start
 
 
@@ -173,8 +187,9 @@ def check_same_command(folder: Path, module: str, arguments: Sequence[str], runs
         UserError: they were started in another way.
     """
     started: list[str] = []
-    if (folder / COMMAND_FILE).exists():
-        saved = read_json(folder / COMMAND_FILE, program=str, arguments=list, runs=list)
+    path = folder / COMMAND_FILE
+    if path.exists():
+        saved = read_json(path, restore_command(path, module, arguments, runs), program=str, arguments=list, runs=list)
         started = saved["runs"]
         if (saved["program"], saved["arguments"]) != (module, list(arguments)):
             before = shlex.join([saved["program"], "--", *map(str, saved["arguments"])])
@@ -184,6 +199,36 @@ def check_same_command(folder: Path, module: str, arguments: Sequence[str], runs
             )
     if taken := [run.folder for run in runs if run.name not in started and (run.folder / "config.json").exists()]:
         raise UserError(f"{taken[0]} already holds a run that was started otherwise: choose another --name.")
+
+
+def restore_command(path: Path, module: str, arguments: Sequence[str], runs: Sequence[SeedRun]) -> str:
+    """Return the advice for a damaged file of the command, without which its runs are not resumed.
+
+    Args:
+        path: of the file.
+        module: of the training program.
+        arguments: of the training program, which all runs share.
+        runs: of all seeds.
+    """
+    logged = (log.stem for log in (path.parent / "logs").glob("*.log"))  # also of seeds that are not given any more
+    content = json.dumps(command_content(module, arguments, {*logged, *(run.name for run in runs)}))
+    if len(content) > MAX_MESSAGE // 2:  # the message would be abbreviated
+        return "choose another --name"
+    return (
+        f"if the runs were started with this same command, restore the file with: printf %s {shlex.quote(content)} > "
+        f"{path}; otherwise choose another --name"
+    )
+
+
+def command_content(module: str, arguments: Sequence[str], names: Collection[str]) -> dict[str, Any]:
+    """Return the content of the file of the command.
+
+    Args:
+        module: of the training program.
+        arguments: of the training program, which all runs share.
+        names: of the runs that were started.
+    """
+    return {"program": module, "arguments": list(arguments), "runs": sorted(names)}
 
 
 def make_job(run: SeedRun, module: str, log: Path) -> Job:
@@ -222,8 +267,7 @@ def run_all(
         folder.mkdir(parents=True, exist_ok=True)
         saved = folder / COMMAND_FILE
         earlier = read_json(saved, runs=list)["runs"] if saved.exists() else []
-        names = sorted({*earlier, *(run.name for run in runs)})
-        write_json(saved, {"program": module, "arguments": list(arguments), "runs": names})
+        write_json(saved, command_content(module, arguments, {*earlier, *(run.name for run in runs)}))
         pool = ProcessPool(options.jobs, {}, on_exit, monitor.update, launcher(cluster))
         try:
             pool.run(jobs)
@@ -259,6 +303,26 @@ def read_results(folder: Path) -> dict[str, float]:
         if results := {key: value for key, value in last.items() if key.startswith(group)}:
             return results
     return {}
+
+
+def differing_settings(runs: Sequence[SeedRun]) -> list[str]:
+    """Describe the settings in which runs differ, because versions of zerokara with other defaults started them.
+
+    Raises:
+        UserError: config.json of a run is damaged.
+    """
+    configs = {
+        run.name: to_dict(from_dict(type(run.config), read_config(run.folder)["config"], str(run.folder)))
+        for run in runs
+    }
+    lines = []
+    for field in (name for name in next(iter(configs.values()), {}) if name not in MAY_DIFFER):
+        names: dict[str, list[str]] = {}
+        for name, config in configs.items():
+            names.setdefault(str(config[field]), []).append(name)
+        if len(names) > 1:
+            lines.append(f"{flag(field)} " + ", ".join(f"{value} in {' '.join(of)}" for value, of in names.items()))
+    return lines
 
 
 def summarize(results: Mapping[str, Mapping[str, float]]) -> dict[str, Numbers]:
@@ -333,6 +397,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         raise Stopped
     results = {run.name: read_results(run.folder) for run in finished}
+    differences = differing_settings(finished)
     summary = summarize(results)
     content = {
         "program": module,
@@ -341,6 +406,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "summary": {metric: _finite(numbers) for metric, numbers in summary.items()},
         "runs": {run: _finite(values) for run, values in results.items()},
         "failed": dict(failed),
+        "differences": differences,
         "versions": describe_versions(),
         "git_commit": git_commit(),
         "machine": describe_machine(),
@@ -348,6 +414,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     write_json(folder / "results.json", content)
     print_table(summary, results)
+    if differences:
+        print(f"different versions of zerokara gave the runs different settings: {'; '.join(differences)}")
     print(f"{len(finished)} of {len(runs)} runs are finished: {folder / 'results.json'}", flush=True)
     if failed:
         sys.exit(1)

@@ -19,6 +19,7 @@ from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
 from zerokara.agents.benchmarking.normalization import Scale, score_scale
 from zerokara.agents.benchmarking.plan import PlannedRun
 from zerokara.agents.benchmarking.report import Record, Results, Section, comparable_environments, sections
+from zerokara.agents.configs import arcade, dqn
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.viewing.curves import Curve
 from zerokara.core import checkpoint
@@ -120,6 +121,29 @@ def test_same_command_starts_no_runs_if_all_are_finished(
     assert not (runs / "tiny" / "logs").exists()
     for part in ("runs", "environments", "across_environments", "probability_of_improvement", "protocol"):
         assert after[part] == before[part]
+
+
+def test_finished_runs_of_another_version_of_a_preset_are_tabulated(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = copied(finished, tmp_path, monkeypatch)
+    monkeypatch.setitem(dqn.PRESETS, "fast", {**dqn.PRESETS["fast"], "loss": "mse", "final_learning_rate": None})
+    monkeypatch.setitem(arcade.ARCADE, CATCH, {"gamma": 0.9})
+    before = json.loads((runs / "tiny" / "results.json").read_text())
+    for words in (["--report"], []):
+        benchmark.main([*TINY, "--seeds", "1", "2", *words])
+        results = json.loads((runs / "tiny" / "results.json").read_text())
+        assert results["environments"] == before["environments"]
+        names = "tiny-zerokara-Catch-v0-fast-1, tiny-zerokara-Catch-v0-fast-2"
+        (line,) = (text for text in results["remarks"] if "another version" in text)
+        assert line.startswith(f"{names}: started by another version of zerokara, which gave preset fast ")
+        assert "--loss huber instead of mse" in line
+        assert "--gamma 0.99 instead of 0.9" in line
+        printed = capsys.readouterr()
+        assert line in printed.out
+        assert (f"note: {line}. Finished runs are tabulated as they are" in printed.err) == (not words)
+    with pytest.raises(UserError, match="was started with --loss huber, but this benchmark needs mse"):
+        benchmark.main([*TINY, "--seeds", "1", "--settings", *TINY[TINY.index("--settings") + 1 :], "loss=mse"])
 
 
 def test_failed_run_is_named_and_the_others_are_tabulated(

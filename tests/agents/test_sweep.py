@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from tests.programs import start
 from zerokara.agents import sweep
+from zerokara.agents.configs import dqn
 from zerokara.agents.sweeping import config as sweep_config
 from zerokara.agents.sweeping.config import read_command_line
 from zerokara.agents.sweeping.search_space import AGENTS
@@ -22,6 +23,8 @@ from zerokara.agents.sweeping.trial import DIVERGED, TrialProcess, curve_value, 
 from zerokara.core.config import Stopped, UserError, to_dict
 from zerokara.core.divergence import divergence_error
 from zerokara.core.file_lock import is_locked
+from zerokara.core.scheduling.job import Exit
+from zerokara.core.scheduling.local import LocalProcess
 
 RATES = "learning_rate=0.0005,0.001,0.002"  # the first is the default
 REAL = (
@@ -181,6 +184,27 @@ def test_finished_sweep_continues_with_more_trials() -> None:
     assert len({trial.params["learning_rate"] for trial in more}) == 5
 
 
+def test_new_trials_keep_the_settings_of_earlier_ones_when_a_preset_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("learning_rate=0.0005,0.001,0.002", "--sampler-seed", "3", "--pruner", "none")
+    run(*words, "--trials", "1", *SHORT)
+    assert "which new trials keep" not in capsys.readouterr().out
+    monkeypatch.setitem(dqn.PRESETS, "fast", {**dqn.PRESETS["fast"], "gamma": 0.5, "eval_episodes": 7})
+    found = run(*words, "--trials", "3", *SHORT)
+    out = capsys.readouterr().out
+    assert "which new trials keep: --eval-episodes 30 instead of 7, --gamma 0.99 instead of 0.5\n" in out
+    assert "an evaluation is 30 episodes" in out
+    new = [trial for trial in found[1:] if Path(f"runs/s/runs/{trial.number}-seed-1").exists()]
+    assert new
+    for trial in new:
+        given = json.loads(Path(f"runs/s/runs/{trial.number}-seed-1/config.json").read_text())
+        assert given[given.index("--gamma") + 1] == "0.99"
+        assert given[given.index("--eval-episodes") + 1] == "30"
+    assert "--gamma 0.99" in out.strip().splitlines()[-1], "the command with which the best settings are confirmed"
+    assert "which new trials keep" in (run(*words, "--trials", "3", *SHORT) and capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -237,6 +261,18 @@ def test_divergence_counts_as_pruned_and_crashes_do_not_count(capsys: pytest.Cap
     assert [trial.state for trial in trials("crash")] == [TrialState.FAIL] * 3
 
 
+def test_the_reason_why_a_run_was_not_started_reaches_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster gives a run up that it has lost several times. There is no log then."""
+
+    class LostJob(LocalProcess):
+        def poll(self) -> Exit | None:
+            return Exit(1, "lost by the cluster 10 times, at last because: no node")
+
+    monkeypatch.setattr(sweep, "launcher", lambda cluster: LostJob)
+    with pytest.raises(UserError, match=r"exit code 1 \(runs/s/logs/2-seed-1\.log\): lost by the cluster 10 times, at"):
+        run("n_step=1..99", *SHORT)
+
+
 def test_divergence_is_recognized_by_the_message_of_the_agents() -> None:
     assert DIVERGED in str(divergence_error("step 1", Path("runs/s")))
 
@@ -251,9 +287,9 @@ def test_run_locked_by_another_process_is_waited_for(tmp_path: Path) -> None:
         assert process.poll() is None
         assert not process.log.exists()
     deadline = time.monotonic() + 60
-    while (code := process.poll()) is None and time.monotonic() < deadline:
+    while (end := process.poll()) is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert code == 0, process.last_log_line()
+    assert end == Exit(0, "")
     assert process.curve(10) == {1: 11.0}
 
 

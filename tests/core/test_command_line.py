@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 
 from zerokara.core import config as config_module
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import format_arguments, named_fields, parse
 from zerokara.core.config import Range, UserError, field_help
 
 
@@ -248,6 +248,23 @@ def test_effects_are_not_judged_before_the_settings_of_a_resumed_run_are_known()
     assert parse(Resumable, {"fast": {}}, [*words, "--resume"], "").eval_steps == 9
     with pytest.raises(UserError, match="has no effect"):
         parse(Resumable, {"fast": {}}, [*words, "--resume"], "", saved=Resumable(resume=True))
+
+
+def test_fields_as_a_command_line_give_the_same_config() -> None:
+    values = {"envs": 3, "double": False, "name": "true", "hidden": (7, 9), "eval_steps": None, "offset": -1e-3}
+    for more in ({"dueling": None}, {"dueling": True}, {"dueling": "false"}):
+        words = format_arguments(Config, {**values, **more})
+        config = parse(Config, {"fast": {}}, words, "")
+        assert (config.num_envs, config.double, config.hidden, config.eval_steps, config.offset) == (
+            3,
+            False,
+            (7, 9),
+            None,
+            -1e-3,
+        )
+        assert config.dueling is {"None": None, "True": True, "false": False}[str(more["dueling"])]
+        assert named_fields(Config, words, {}) == {"num_envs", *(values.keys() - {"envs"}), "dueling"}
+    assert named_fields(Config, ["--no-two_streams", "--gone=3", "cuda", "-1"], {}) == {"dueling", "gone"}
 
 
 def test_help_of_inherited_fields() -> None:

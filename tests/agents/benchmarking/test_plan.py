@@ -15,12 +15,14 @@ from zerokara.agents.benchmarking import plan as benchmark_plan
 from zerokara.agents.benchmarking.plan import (
     PRESETS,
     PlannedRun,
+    describe_version_changes,
     deviations_by_preset,
     make_job,
     memory_needed,
     plan_runs,
     protocol_deviations,
     run_state,
+    version_changes,
 )
 from zerokara.agents.configs import dqn
 from zerokara.agents.configs.common import ProtocolName
@@ -181,6 +183,67 @@ def test_another_run_of_the_same_name_is_refused(catch_run: Path) -> None:
     (catch_run / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="holds a run of pqn"):
         run_state(run)
+
+
+def started_with(run: PlannedRun, command: str, **changes: Any) -> None:
+    """Let the run of the fixture be one that this command started, with other settings than the plan."""
+    path = run.folder / "config.json"
+    content = json.loads(path.read_text())
+    content["config"] |= changes
+    path.write_text(json.dumps({**content, "command": command}))
+
+
+@pytest.mark.parametrize("program", ["python -m agents.dqn", "python -m zerokara.agents.dqn", "zerokara dqn"])
+def test_a_run_of_another_version_of_its_preset_is_recognized(catch_run: Path, program: str) -> None:
+    run = planned_catch_run(catch_run)
+    assert describe_version_changes([run]) == []
+    started_with(run, f"{program} --preset fast --name catch", gamma=0.5, loss="mse")
+    assert version_changes(run) == {"gamma": (0.5, 0.99), "loss": ("mse", "huber")}
+    assert run_state(run) == "finished"
+    (line,) = describe_version_changes([run, *planned()])
+    changes = "--loss mse instead of huber, --gamma 0.5 instead of 0.99"
+    assert line == f"catch: started by another version of zerokara, which gave preset fast {changes}"
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "arguments"),
+    [
+        ("python -m agents.dqn --preset fast --gamma 0.5", {"gamma": 0.5}, ()),
+        ("python -m agents.dqn --stack 2", {"frame_stack": 2}, ()),  # an older name
+        ("python -m agents.dqn --preset fast", {"gamma": 0.5}, ("--gamma", "0.99")),
+        ("python -m agents.dqn --preset fast", {"dueling": False}, ("--dueling",)),
+        ("python my_script.py", {"gamma": 0.5}, ()),
+        ("python -m agents.dqn --name '", {"gamma": 0.5}, ()),
+    ],
+)
+def test_a_run_with_settings_that_were_given_is_another_run(
+    command: str, changes: dict[str, Any], arguments: tuple[str, ...], catch_run: Path
+) -> None:
+    run = planned_catch_run(catch_run)
+    run = replace(run, arguments=(*run.arguments, *arguments))
+    started_with(run, command, **changes)
+    with pytest.raises(UserError, match=r"was started with --\S+ \S+, but this benchmark needs"):
+        run_state(run)
+
+
+def test_a_switch_that_the_benchmark_turns_off_is_not_taken_for_a_change_of_the_preset(catch_run: Path) -> None:
+    run = planned_catch_run(catch_run)
+    assert isinstance(run.config, Config)
+    off = replace(run, config=replace(run.config, dueling=False), arguments=("--no-dueling",))
+    with pytest.raises(UserError, match="was started with --dueling True, but this benchmark needs False"):
+        run_state(off)
+
+
+def test_a_preset_that_became_longer_keeps_its_number_of_evaluations(catch_run: Path) -> None:
+    run = planned_catch_run(catch_run)
+    longer = replace(run, config=replace(run.config, total_steps=4000, eval_every_steps=2000))
+    longer = replace(longer, arguments=("--eval-every-steps", "2000"))
+    started_with(longer, "python -m agents.dqn --eval-every-steps 200 --name catch")
+    assert run_state(longer) == "finished", "it has done the steps of its own length"
+    assert version_changes(longer) == {"total_steps": (400, 4000), "eval_every_steps": (200, 2000)}
+    more = replace(longer, config=replace(longer.config, eval_every_steps=1000))
+    with pytest.raises(UserError, match="was started with --eval-every-steps 200"):
+        run_state(more)
 
 
 def test_memory_is_that_of_replay_and_process() -> None:

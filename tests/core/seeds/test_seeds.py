@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.programs import Process, start, wait_until
 from zerokara.core import programs
-from zerokara.core.config import EXIT_STOPPED, UserError
+from zerokara.core.config import EXIT_STOPPED, UserError, to_saved
 from zerokara.core.importing import load_module
 from zerokara.core.metrics import json_line
 from zerokara.core.seeds import __main__ as seeds
@@ -98,6 +100,52 @@ def test_runs_of_another_command_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").touch()
     with pytest.raises(UserError, match=r"runs/s is the folder of a run"):
         seeds.main([*PROGRAM, "--", "--epochs", "2"])
+
+
+def test_a_damaged_file_of_the_command_is_restored_as_the_message_says(tmp_path: Path) -> None:
+    options, module, arguments = seeds.read_command_line([*PROGRAM, "--", *TINY], "")
+    runs = seeds.plan_runs(options, module, arguments, ["cpu"])
+    arguments += ['it\'s "quoted"', "back\\slash"]
+    folder = Path("runs/s")
+    (folder / "logs").mkdir(parents=True)
+    (folder / "logs" / "s-7.log").touch()
+    for name in ("s-1", "s-7"):
+        Path("runs", name).mkdir()
+        Path("runs", name, "config.json").touch()
+    for content in ("", "[]", '{"program": '):
+        (folder / "seeds.json").write_text(content)
+        with pytest.raises(UserError, match=r"started with this same command, restore the file with: ") as error:
+            seeds.check_same_command(folder, module, arguments, runs)
+        typed = re.search(r"with: (printf .*); otherwise choose another --name\.$", str(error.value))
+        assert typed is not None
+        subprocess.run(["sh", "-c", typed[1]], check=True)
+        seeds.check_same_command(folder, module, arguments, runs)
+        assert json.loads((folder / "seeds.json").read_text())["runs"] == ["s-1", "s-2", "s-7"]
+    (folder / "seeds.json").write_text("[]")
+    long = [*arguments, *("--augment-file", "x" * 600)]
+    with pytest.raises(UserError, match=r"seeds\.json was not written by this program.*: choose another --name\.$"):
+        seeds.check_same_command(folder, module, long, runs)
+
+
+def test_settings_of_different_versions_are_named(tmp_path: Path) -> None:
+    options, module, arguments = seeds.read_command_line([*PROGRAM, "--", *TINY], "")
+    runs = seeds.plan_runs(options, module, arguments, ["cpu", "auto"])
+
+    def save(run: seeds.SeedRun, **changes: object) -> None:
+        content = {"kind": "classify", "config": to_saved(run.config) | changes, "extra": {}}
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "config.json").write_text(json.dumps(content))
+
+    for run in runs:
+        save(run)
+    assert seeds.differing_settings(runs) == []
+    save(runs[1], learning_rate=0.125, epochs=7)
+    rate, epochs = runs[0].config.learning_rate, runs[0].config.epochs
+    assert seeds.differing_settings(runs) == [
+        f"--epochs {epochs} in s-1, 7 in s-2",
+        f"--learning-rate {rate} in s-1, 0.125 in s-2",
+    ]
+    assert seeds.differing_settings([]) == []
 
 
 def test_results_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
