@@ -1,0 +1,151 @@
+"""Measure and model how training scales: on one machine, on hosts with slow links, and extrapolated to 1,000 nodes.
+
+    python -m benchmarks.scaling local            # 1, 2 and 4 processes on this machine; records each job
+    sudo python -m benchmarks.scaling hosts       # 1, 2, 4 and 8 network namespaces as hosts, links of three rates
+    python -m benchmarks.scaling report           # cost model, tables and chart; computes nothing else
+    sudo python -m benchmarks.scaling             # all three
+
+docs/scaling.md describes the protocol. The results are one JSON file, which is written after each measurement: the same
+command continues where an interrupted one ended, and --again measures anew. `report` replaces the tables of the page
+and the chart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.scaling import hosts, jobs, measuring, report
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.config import UserError, run_main
+from zerokara.core.machine import describe_machine, git_commit
+from zerokara.core.report import read_json, write_json
+
+PARTS = ("local", "hosts", "report")
+# Options that change what is measured. Others, such as the number of repeats, may differ between measurements.
+FIXED = ("batch_size", "image_size", "width", "env", "num_envs", "precision", "compile", "gradient_compression")
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        UserError: a number of processes, hosts or repeats is below 1, or a rate is not above 0.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; none: all of them")
+    parser.add_argument("--jobs", nargs="+", choices=jobs.JOBS, default=list(jobs.JOBS), help="what to measure")
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="on this machine")
+    parser.add_argument("--hosts", nargs="+", type=int, default=[1, 2, 4, 8], help="network namespaces")
+    parser.add_argument("--rates", nargs="+", type=float, default=[100, 1_000, 10_000], help="of links, in Mb/s")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a measurement of training")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of training of each side")
+    parser.add_argument("--learn-first", type=int, default=2, help="iterations before the first measurement")
+    parser.add_argument("--replay-seconds", type=float, default=3.0, help="length of a measurement on hosts")
+    jobs.add_arguments(parser)
+    parser.add_argument("--results", default="docs/results/scaling.json", help="JSON file")
+    parser.add_argument("--page", default="docs/scaling.md", help="page whose tables `report` replaces")
+    parser.add_argument("--chart", default="docs/images/scaling.png", help="PNG file that `report` draws")
+    parser.add_argument("--again", action="store_true", help="measure anew what the JSON file has")
+    arguments = parser.parse_args(argv)
+    for part in arguments.parts:
+        if part not in PARTS:
+            raise UserError(f"There is no part {part!r}: name {', '.join(PARTS)}, or none for all of them.")
+    for name in ("processes", "hosts", "rates"):
+        if min(getattr(arguments, name)) < (1 if name != "rates" else 1e-3):
+            raise UserError(f"--{name} {min(getattr(arguments, name)):g} is too small: give 1 or more.")
+    if arguments.repeats < 1 or arguments.learn_first < 1:
+        raise UserError("--repeats and --learn-first must be 1 or more.")
+    arguments.parts = arguments.parts or list(PARTS)
+    return arguments
+
+
+def open_results(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read the results so far; with --again, forget those of the parts and jobs that are measured.
+
+    Raises:
+        UserError: the file is damaged, or has results of other options.
+    """
+    path = Path(arguments.results)
+    results: dict[str, Any] = {"arguments": {}, "machines": {}, "recordings": {}, "local": {}, "hosts": {}}
+    if path.exists():
+        results = read_json(path, **dict.fromkeys(results, dict))
+    if arguments.again and "local" in arguments.parts:
+        for job in arguments.jobs:
+            results["recordings"].pop(job, None)
+            results["local"].pop(job, None)
+    if arguments.again and "hosts" in arguments.parts:
+        results["hosts"] = {}
+    options = {name: getattr(arguments, name) for name in FIXED}
+    saved = {name: results["arguments"].get(name, value) for name, value in options.items()}
+    different = [name for name in FIXED if saved[name] != options[name]]
+    if different and results["recordings"]:
+        raise UserError(
+            f"{path} has results with --{different[0].replace('_', '-')} {saved[different[0]]}: give this value, or "
+            f"another file by --results."
+        )
+    if set(arguments.parts) & {"local", "hosts"}:
+        results["arguments"] = options | {
+            name: sorted(set(results["arguments"].get(name, [])) | set(getattr(arguments, name)))
+            for name in ("processes", "hosts", "rates")
+        }
+    return results
+
+
+def describe() -> dict[str, Any]:
+    """Return machine, load and versions of a measurement."""
+    return {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "commit": git_commit(),
+        "torch": torch.__version__,
+        "load_at_start": round(psutil.getloadavg()[0], 2),
+        **describe_machine(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what is missing, and write results, tables and chart.
+
+    Raises:
+        UserError: a wrong option, namespaces that cannot be created, or a report without measurements.
+    """
+    arguments = read_arguments(argv)
+    if "hosts" in arguments.parts:
+        hosts.check_namespaces()
+    path, results = Path(arguments.results), open_results(arguments)
+
+    def save() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, results)
+
+    if "local" in arguments.parts:
+        results["machines"]["local"] = describe()
+        measuring.measure_local(results, arguments, save)
+    if "hosts" in arguments.parts:
+        absent = [job for job in arguments.jobs if job not in results["recordings"]]
+        if absent:
+            raise UserError(f"{path} has no recording of {absent[0]}: start the part local first.")
+        results["machines"]["hosts"] = describe()
+        measuring.measure_hosts(results, arguments, save)
+    if "report" in arguments.parts:
+        if not results["recordings"]:
+            raise UserError(f"{path} has no results: start the parts local and hosts first.")
+        content = report.tables(results)
+        page = Path(arguments.page)
+        if page.exists():
+            text = report.replace_tables(page.read_text("utf-8"), content)
+            write_atomically(page, lambda file: file.write(text.encode()))
+        report.draw(results, Path(arguments.chart))
+        print(content)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,183 @@
+"""Cost model of training on several hosts: computation, latency, bytes over bandwidth, and their overlap.
+
+An all-reduce of m bytes over N hosts as a ring takes 2 (N - 1) steps, in each of which every host sends m / N bytes to
+its neighbor (Thakur, Rabenseifner and Gropp 2005, "Optimization of Collective Communication Operations in MPICH",
+section 4.5; Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"). A message
+of n bytes takes alpha + n beta seconds (Hockney 1994). An iteration is a sequence of phases; a phase ends when its
+computation and its messages, which are averaged one after another, have ended.
+
+Here several hosts share the cores of one machine, so that the fitted model also has the time of the cores for each
+message and byte of all hosts. The extrapolation leaves it out: there every host has its own cores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Cost = Callable[[int], float]
+"""Seconds of an all-reduce of a number of bytes."""
+Bound = Literal["computation", "latency", "bandwidth"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Computation, and messages that are averaged over the hosts meanwhile or afterwards."""
+
+    seconds: float
+    messages: tuple[tuple[float, int], ...] = ()
+    """For each: the second in which it is ready, and its bytes."""
+
+
+def iteration_seconds(phases: Sequence[Phase], cost: Cost) -> float:
+    """Return the length of an iteration.
+
+    A message starts when it is ready and the one before has arrived.
+    """
+    total = 0.0
+    for phase in phases:
+        arrived = 0.0
+        for ready, size in phase.messages:
+            arrived = max(arrived, ready) + cost(size)
+        total += max(phase.seconds, arrived)
+    return total
+
+
+def ring_bytes(size: int, hosts: int) -> float:
+    """Return the bytes that each host sends in an all-reduce of `size` bytes as a ring."""
+    return 2 * (hosts - 1) / hosts * size
+
+
+@dataclass(frozen=True)
+class Link:
+    """Network between hosts."""
+
+    latency: float
+    """Seconds of an empty message."""
+    bandwidth: float
+    """Bytes per second of a host, in each direction."""
+
+
+def ring_seconds(size: int, hosts: int, link: Link) -> float:
+    """Return the length of an all-reduce as a ring: 2 (N - 1) (latency + size / N / bandwidth)."""
+    return 2 * (hosts - 1) * link.latency + ring_bytes(size, hosts) / link.bandwidth
+
+
+def doubling_seconds(size: int, hosts: int, link: Link) -> float:
+    """Return the length of an all-reduce by recursive doubling: log2 N messages of the whole size.
+
+    Thakur et al. 2005, section 4.5, for short messages; the number of hosts is rounded up to a power of two.
+    """
+    return math.ceil(math.log2(hosts)) * (link.latency + size / link.bandwidth)
+
+
+def halving_seconds(size: int, hosts: int, link: Link) -> float:
+    """Return the length of Rabenseifner's all-reduce: reduce-scatter by recursive halving, all-gather by doubling.
+
+    Thakur et al. 2005, section 4.5, for long messages: 2 log2 N messages, and as many bytes as a ring.
+    """
+    return 2 * math.ceil(math.log2(hosts)) * link.latency + ring_bytes(size, hosts) / link.bandwidth
+
+
+def best_seconds(size: int, hosts: int, link: Link) -> float:
+    """Return the length of the fastest of the three algorithms, as a library would choose it."""
+    if hosts == 1:
+        return 0.0
+    return min(algorithm(size, hosts, link) for algorithm in (ring_seconds, doubling_seconds, halving_seconds))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Extrapolation of one job to a number of hosts."""
+
+    efficiency: float
+    """Length of the iteration on one host over that on all."""
+    bound: Bound
+    """What takes longest of computation, latency and bandwidth, the latter two without what overlaps."""
+
+    def speedup(self, hosts: int) -> float:
+        """Return items per second of all hosts over those of one."""
+        return self.efficiency * hosts
+
+
+def predict(phases: Sequence[Phase], hosts: int, link: Link, factor: float = 1.0) -> Prediction:
+    """Extrapolate the length of an iteration to a number of hosts, with the same work for each (weak scaling).
+
+    Args:
+        phases: of one host.
+        hosts: number of hosts.
+        link: network between them.
+        factor: how many times as fast a host computes.
+    """
+    faster = [
+        Phase(phase.seconds / factor, tuple((ready / factor, size) for ready, size in phase.messages))
+        for phase in phases
+    ]
+    computation = iteration_seconds(faster, lambda size: 0.0)
+    instant = Link(0.0, link.bandwidth)
+    total = iteration_seconds(faster, lambda size: best_seconds(size, hosts, link))
+    without_latency = iteration_seconds(faster, lambda size: best_seconds(size, hosts, instant))
+    parts: dict[Bound, float] = {
+        "computation": computation,
+        "bandwidth": without_latency - computation,
+        "latency": total - without_latency,
+    }
+    return Prediction(computation / total, max(parts, key=lambda part: parts[part]))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Measured all-reduce."""
+
+    rate: float
+    """Nominal bytes per second of a host."""
+    hosts: int
+    size: int
+    """Bytes."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """All-reduce among hosts that share the cores of one machine.
+
+    seconds = latency + max(wire, cores), where
+    latency = 2 (N - 1) (step + N core_step),
+    wire = overhead 2 (N - 1) / N size / rate,
+    cores = 2 (N - 1) size core_byte.
+    """
+
+    step: float
+    """Seconds of a step of the ring."""
+    core_step: float
+    """Seconds that the cores need for a message of each host."""
+    overhead: float
+    """Bytes on the wire over bytes of the message."""
+    core_byte: float
+    """Seconds that the cores need for a byte of a host."""
+
+    def seconds(self, rate: float, hosts: int, size: int) -> float:
+        """Return the predicted length of an all-reduce, as a ring."""
+        steps = 2 * (hosts - 1)
+        wire = self.overhead * ring_bytes(size, hosts) / rate
+        return steps * (self.step + hosts * self.core_step) + max(wire, steps * size * self.core_byte)
+
+
+def fit(samples: Sequence[Sample]) -> Fit:
+    """Fit the model by least squares of the logarithm of predicted over measured seconds.
+
+    Args:
+        samples: with at least two numbers of hosts above 1, two sizes and two rates.
+    """
+    from scipy.optimize import least_squares
+
+    def residuals(logarithms: np.ndarray) -> np.ndarray:
+        candidate = Fit(*np.exp(logarithms))
+        return np.array([math.log(candidate.seconds(s.rate, s.hosts, s.size) / s.seconds) for s in samples])
+
+    found = least_squares(residuals, np.log([1e-4, 1e-5, 1.05, 1e-9]), loss="soft_l1", f_scale=0.1)
+    return Fit(*(float(value) for value in np.exp(found.x)))

@@ -1,0 +1,91 @@
+"""Tests of the cost model of benchmarks.scaling, with numbers computed by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from benchmarks.scaling.model import (
+    Fit,
+    Link,
+    Phase,
+    Sample,
+    best_seconds,
+    doubling_seconds,
+    fit,
+    halving_seconds,
+    iteration_seconds,
+    predict,
+    ring_bytes,
+    ring_seconds,
+)
+
+LINK = Link(latency=1e-3, bandwidth=1e6)
+
+
+@pytest.mark.parametrize(("hosts", "expected"), [(1, 0), (2, 1_000), (4, 1_500), (8, 1_750), (1_000, 1_998)])
+def test_bytes_of_a_ring(hosts: int, expected: float) -> None:
+    assert ring_bytes(1_000, hosts) == expected
+
+
+def test_seconds_of_the_algorithms() -> None:
+    """4 hosts, 1 MB at 1 MB/s: 1.5 s of bytes and 6 steps of 1 ms, or 4 of them; doubling sends 1 MB twice."""
+    assert ring_seconds(1_000_000, 4, LINK) == pytest.approx(1.506)
+    assert halving_seconds(1_000_000, 4, LINK) == pytest.approx(1.504)
+    assert doubling_seconds(1_000_000, 4, LINK) == pytest.approx(2.002)
+
+
+def test_the_fastest_algorithm_is_chosen() -> None:
+    assert best_seconds(1_000_000, 4, LINK) == pytest.approx(1.504)
+    assert best_seconds(8, 4, LINK) == pytest.approx(2 * (1e-3 + 8e-6))  # short: by doubling
+    assert best_seconds(8, 5, LINK) == pytest.approx(3 * (1e-3 + 8e-6))  # as for 8 hosts
+    assert best_seconds(1_000_000, 1, LINK) == 0
+
+
+def test_messages_overlap_with_the_computation_of_their_phase() -> None:
+    """Of two messages of 2 s each, one is ready after 1 s and one after 2 s of 4: they end at 3 and 5 s."""
+    phase = Phase(4.0, ((1.0, 10), (2.0, 10)))
+    assert iteration_seconds([phase], lambda size: 2.0) == 5.0
+    assert iteration_seconds([phase, phase], lambda size: 2.0) == 10.0
+    assert iteration_seconds([phase, Phase(1.0)], lambda size: 0.5) == 5.0  # hidden behind the computation
+    assert iteration_seconds([Phase(4.0, ((4.0, 10),))], lambda size: size / 5) == 6.0  # nothing to overlap with
+
+
+def test_efficiency_and_bound() -> None:
+    """1 s of computation, then 1 MB over 4 hosts at 1 MB/s: 1.5 s of bytes, 4 ms of latency."""
+    phases = [Phase(1.0, ((1.0, 1_000_000),))]
+    prediction = predict(phases, 4, LINK)
+    assert prediction.efficiency == pytest.approx(1 / 2.504)
+    assert prediction.bound == "bandwidth"
+    assert prediction.speedup(4) == pytest.approx(4 / 2.504)
+    assert predict(phases, 4, Link(1.0, 1e9)).bound == "latency"
+    assert predict(phases, 4, Link(1e-6, 1e9)).bound == "computation"
+    assert predict(phases, 1, LINK).efficiency == 1.0
+
+
+def test_hosts_that_compute_faster() -> None:
+    prediction = predict([Phase(1.0, ((0.5, 1_000_000),))], 4, LINK, factor=10)
+    assert prediction.efficiency == pytest.approx(0.1 / (0.05 + 1.504))
+
+
+def test_shared_cores_bound_fast_links() -> None:
+    """2 hosts, 1 MB: 2 steps of 1 + 2 x 0.1 ms; 1.1 s on the wire at 1 MB/s; 2 MB of both hosts at 0.2 us."""
+    model = Fit(step=1e-3, core_step=1e-4, overhead=1.1, core_byte=2e-7)
+    assert model.seconds(1e6, 2, 1_000_000) == pytest.approx(0.0024 + 1.1)
+    assert model.seconds(1e9, 2, 1_000_000) == pytest.approx(0.0024 + 0.4)
+
+
+def test_the_fit_finds_the_model_and_predicts_more_hosts() -> None:
+    truth = Fit(step=2e-4, core_step=3e-5, overhead=1.05, core_byte=1e-9)
+    rates, sizes = (12.5e6, 125e6, 1.25e9), (8, 65_536, 1_048_576, 6_700_000, 26_000_000)
+    samples = [
+        Sample(rate, hosts, size, truth.seconds(rate, hosts, size))
+        for rate, hosts, size in itertools.product(rates, (2, 4), sizes)
+    ]
+    found = fit(samples)
+    assert found.step == pytest.approx(truth.step, rel=0.01)
+    assert found.core_step == pytest.approx(truth.core_step, rel=0.01)
+    assert found.overhead == pytest.approx(truth.overhead, rel=0.01)
+    assert found.core_byte == pytest.approx(truth.core_byte, rel=0.01)
+    assert found.seconds(125e6, 8, 6_700_000) == pytest.approx(truth.seconds(125e6, 8, 6_700_000), rel=0.01)
