@@ -82,8 +82,10 @@ def open_results(arguments: argparse.Namespace) -> dict[str, Any]:
         for job in arguments.jobs:
             results["recordings"].pop(job, None)
             results["local"].pop(job, None)
+        results["machines"].pop("local", None)
     if arguments.again and "hosts" in arguments.parts:
         results["hosts"] = {}
+        results["machines"].pop("hosts", None)
     options = {name: getattr(arguments, name) for name in FIXED}
     saved = {name: results["arguments"].get(name, value) for name, value in options.items()}
     different = [name for name in FIXED if saved[name] != options[name]]
@@ -126,25 +128,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, results)
 
+    with hosts.ending_by_exception():
+        measure(arguments, results, save)
+    if "report" in arguments.parts:
+        write_report(arguments, results)
+
+
+def measure(arguments: argparse.Namespace, results: dict[str, Any], save: measuring.Save) -> None:
+    """Do the measurements that are missing.
+
+    Raises:
+        UserError: the kernel refused the namespaces, or a job was not recorded.
+    """
+    machines = results["machines"]
     if "local" in arguments.parts:
-        results["machines"]["local"] = describe()
+        machines["local"] = machines.get("local") or describe()
         measuring.measure_local(results, arguments, save)
     if "hosts" in arguments.parts:
         absent = [job for job in arguments.jobs if job not in results["recordings"]]
         if absent:
-            raise UserError(f"{path} has no recording of {absent[0]}: start the part local first.")
-        results["machines"]["hosts"] = describe()
+            raise UserError(f"{arguments.results} has no recording of {absent[0]}: start the part local first.")
+        machines["hosts"] = machines.get("hosts") or describe()
         measuring.measure_hosts(results, arguments, save)
-    if "report" in arguments.parts:
-        if not results["recordings"]:
-            raise UserError(f"{path} has no results: start the parts local and hosts first.")
-        content = report.tables(results)
-        page = Path(arguments.page)
-        if page.exists():
-            text = report.replace_tables(page.read_text("utf-8"), content)
-            write_atomically(page, lambda file: file.write(text.encode()))
-        report.draw(results, Path(arguments.chart))
-        print(content)
+
+
+def write_report(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Print the tables, write them into the page if there is one, and draw the chart.
+
+    Raises:
+        UserError: there are no results, or the page has no place for the tables.
+    """
+    if not results["recordings"]:
+        raise UserError(f"{arguments.results} has no results: start the parts local and hosts first.")
+    content = report.tables(results)
+    page = Path(arguments.page)
+    if page.exists():
+        text = report.replace_tables(page.read_text("utf-8"), content)
+        write_atomically(page, lambda file: file.write(text.encode()))
+    report.draw(results, Path(arguments.chart))
+    print(content)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Group:
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which ends them
             )
             for prefix in prefixes
         ]

@@ -64,7 +64,7 @@ def hosts(number: int) -> Iterator[list[str]]:
     remove_left_over()
     names = [f"{PREFIX}{os.getpid()}-{host}" for host in range(number)]
     bridge = f"{PREFIX}{os.getpid()}-bridge"
-    with _ending_by_exception():
+    with ending_by_exception():
         try:
             _run("ip", "netns", "add", bridge)
             _run("ip", "-n", bridge, "link", "add", "bridge", "type", "bridge")
@@ -125,8 +125,8 @@ def _run(*command: str) -> None:
 
 
 @contextlib.contextmanager
-def _ending_by_exception() -> Iterator[None]:
-    """Inside the block, SIGTERM raises SystemExit, so that the namespaces are removed."""
+def ending_by_exception() -> Iterator[None]:
+    """Inside the block, SIGTERM raises SystemExit, so that what was created is removed."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -141,8 +141,15 @@ class RecordingWorld(World):
         self._note("barrier")
 
 
-def record(job: Job, arguments: argparse.Namespace, compute: Compute, repeats: int = 5) -> Recording:
-    """Record the iteration of median length among `repeats`, after two that are not recorded.
+def record(job: Job, arguments: argparse.Namespace, compute: Compute, repeats: int = 5, before: int = 1) -> Recording:
+    """Record the shortest iteration among `repeats`, because other programs can only make one longer.
+
+    Args:
+        job: to record.
+        arguments: that the job reads.
+        compute: hardware settings, which are applied.
+        repeats: iterations of which one is chosen.
+        before: iterations before them.
 
     Raises:
         ValueError: the job communicates in a way that `Replay` does not repeat.
@@ -153,7 +160,7 @@ def record(job: Job, arguments: argparse.Namespace, compute: Compute, repeats: i
     try:
         notes = _note_gradients(work.networks)
         recordings = []
-        for number in range(-2, repeats):
+        for number in range(-before, repeats):
             world.calls.clear()
             notes.clear()
             start = time.perf_counter()
@@ -166,7 +173,7 @@ def record(job: Job, arguments: argparse.Namespace, compute: Compute, repeats: i
                     recordings.append(_blocking(work, world.calls, start, end))
     finally:
         work.close()
-    return sorted(recordings, key=lambda recording: recording.seconds)[repeats // 2]
+    return min(recordings, key=lambda recording: recording.seconds)
 
 
 def _note_gradients(networks: Mapping[str, nn.Module]) -> list[tuple[float, str, int]]:
@@ -217,7 +224,7 @@ def buckets(elements: Sequence[int]) -> list[list[int]]:
     """
     order = range(len(elements) - 1, -1, -1)
     tensors = [torch.empty(elements[index], device="meta") for index in order]
-    found, _ = dist._compute_bucket_assignment_by_size(tensors, list(BUCKET_BYTES))
+    found, _ = dist._compute_bucket_assignment_by_size(tensors, list(BUCKET_BYTES))  # type: ignore[attr-defined]
     return [[order[position] for position in bucket] for bucket in found]
 
 
@@ -279,7 +286,7 @@ class Replay:
         def paused_loss() -> Tensor:
             total = torch.zeros((), requires_grad=True)
             for index, seconds in reversed(list(zip(event.order, accumulate(event.seconds), strict=True))):
-                total = _Pause.apply(total, parameters[index], start + seconds)
+                total = _Pause.apply(total, parameters[index], start + seconds)  # type: ignore[no-untyped-call]
             return total
 
         parallel.backward(parallel.forward(paused_loss))
@@ -297,11 +304,11 @@ class _Pause(torch.autograd.Function):
     """Identity whose backward pass sleeps until a time, and then returns a gradient of zero for a parameter."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, parameter: Tensor, until: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, total: Tensor, parameter: Tensor, until: float) -> Tensor:
         ctx.shape, ctx.until = parameter.shape, until
         return total.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         time.sleep(max(0.0, ctx.until - time.perf_counter()))
         return grad, grad.new_zeros(ctx.shape), None

@@ -19,6 +19,7 @@ BEGIN, END = "<!-- benchmarks.scaling report: begin -->", "<!-- end -->"
 FITTED = 4  # hosts at most whose measurements the model is fitted to
 CHECKED = 8  # hosts whose measurements are predicted
 NODES = 1_000
+BUSY = 0.7  # load average from which other programs take time of the measurement
 # Latency of a step: NCCL's own estimates for its protocol for large messages (src/graph/tuning.cc), 14 microseconds
 # over a network and 3.4 over NVLink. NVLink: 450 GB/s in each direction, of an H100.
 LINKS = {
@@ -115,13 +116,26 @@ def check_jobs(results: Mapping[str, Any], model: Fit) -> list[Check]:
 
 def tables(results: Mapping[str, Any]) -> str:
     """Return all tables of the page, as Markdown."""
-    parts = [_local_table(results), _threads_table(results)]
+    parts = [_machine_lines(results), _local_table(results), _threads_table(results)]
     if results["hosts"]:
         model = fitted(results)
         parts += [_bytes_table(results), _hosts_table(results), _model_table(results, model)]
     if results["recordings"]:
         parts.append(_extrapolation_table(results))
     return "\n\n".join(part for part in parts if part)
+
+
+def _machine_lines(results: Mapping[str, Any]) -> str:
+    """Return when and where each part was measured, and if other programs were running."""
+    lines = []
+    for part, machine in results["machines"].items():
+        line = (
+            f"- `{part}`: {machine['date']}, {machine['cpu']}, {machine['cores_usable']} cores, PyTorch "
+            f"{machine['torch']}; load average {machine['load_at_start']:.1f} before the measurement"
+        )
+        busy = machine["load_at_start"] > BUSY
+        lines.append(f"{line}: **other programs were running, so these figures are provisional**" if busy else line)
+    return "\n".join(lines)
 
 
 def _local_table(results: Mapping[str, Any]) -> str:

@@ -79,13 +79,13 @@ class Worker:
     def record(self, job: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Record an iteration of a job."""
         options = argparse.Namespace(**arguments)
-        return record(JOBS[job], options, make_compute(options, 1)).to_dict()
+        return record(JOBS[job], options, make_compute(options, 1), options.repeats, options.learn_first).to_dict()
 
     def replay(self, recording: dict[str, Any], updates: int) -> dict[str, float]:
-        """Repeat a recorded iteration in the group, after one that is not timed."""
+        """Repeat a recorded iteration in the group."""
         update = Replay(Recording.from_dict(recording), self._world).update
-        if self._world.size > 1:
-            update()  # connects, and divides the gradients into buckets
+        if any(event["kind"] == "backward" for event in recording["events"]):
+            update()  # divides the gradients into buckets
         return self._timed(update, updates)
 
     def all_reduce(self, size: int, times: int) -> dict[str, float]:
@@ -126,7 +126,10 @@ def main() -> None:
             answer = getattr(worker, order.pop("do"))(**order)
         except Exception:  # noqa: BLE001  (the process that gave the order reports it)
             answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers)
+        try:
+            print(json.dumps(answer), file=answers)
+        except BrokenPipeError:  # the process that gave the order has ended
+            return
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_gradients_of_images_are_averaged_in_the_backward_pass(job: str, tmp_pat
     assert recording.items == 4
 
 
-@pytest @ pytest.mark.parametrize(
+@pytest.mark.parametrize(
     ("job", "kind", "number"),
     [
         ("pqn-minibatch", "mean_gradients", 64),
@@ -153,7 +153,7 @@ def test_the_pause_is_the_identity() -> None:
     from benchmarks.scaling.recording import _Pause
 
     parameter = torch.nn.Parameter(torch.ones(3))
-    total = _Pause.apply(torch.ones((), requires_grad=True), parameter, 0.0)
+    total = _Pause.apply(torch.ones((), requires_grad=True), parameter, 0.0)  # type: ignore[no-untyped-call]
     total.backward()
     assert total.item() == 1
     assert parameter.grad is not None

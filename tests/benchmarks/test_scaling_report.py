@@ -32,7 +32,9 @@ def make_results() -> dict[str, Any]:
     rates, numbers = [100, 1_000, 10_000], [1, 2, 4, 8]
     results: dict[str, Any] = {
         "arguments": {"processes": [1, 2], "hosts": numbers, "rates": rates},
-        "machines": {},
+        "machines": {
+            "hosts": {"date": "2026-11-30", "cpu": "X", "cores_usable": 2, "torch": "2", "load_at_start": 3.0}
+        },
         "recordings": {"dqn": RECORDING.to_dict()},
         "local": {
             "dqn": {
@@ -71,6 +73,9 @@ def table(text: str, title: str) -> list[list[str]]:
 
 def test_tables() -> None:
     text = report.tables(make_results())
+    assert text.startswith(
+        "- `hosts`: 2026-11-30, X, 2 cores, PyTorch 2; load average 3.0 before the measurement: **other"
+    )
     assert table(text, "On one machine") == [["dqn", "100.0 agent steps/s", "1.50", "0.94"]]
     assert table(text, "Two processes or two threads") == [["dqn", "150.0", "120.0", "1.25", "processes"]]
     (row,) = table(text, "Messages of an iteration")
