@@ -63,7 +63,7 @@ def test_a_recording_survives_json() -> None:
 
 @pytest.mark.parametrize("job", ["classify", "dcgan"])
 def test_gradients_of_images_are_averaged_in_the_backward_pass(job: str, tmp_path: Path) -> None:
-    recording = record(JOBS[job], options(tmp_path), Compute(), repeats=1)
+    recording = record(JOBS[job], options(tmp_path), Compute(), repeats=1, before=0)
     names = {"classify": ["network"], "dcgan": ["discriminator", "generator"]}[job]
     assert [(event.kind, event.network) for event in recording.events] == [
         *(("backward", name) for name in names),
@@ -86,7 +86,7 @@ def test_gradients_of_images_are_averaged_in_the_backward_pass(job: str, tmp_pat
 )
 def test_agents_average_and_vote(job: str, kind: str, number: int, tmp_path: Path) -> None:
     """PQN averages in 2 epochs of 32 minibatches, or once a rollout; DQN in an update for 4 steps of a process."""
-    recording = record(JOBS[job], options(tmp_path), Compute(), repeats=1)
+    recording = record(JOBS[job], options(tmp_path), Compute(), repeats=1, before=0)
     kinds = [event.kind for event in recording.events]
     assert kinds.count(kind) == number
     assert kinds.count("any") >= 1
