@@ -77,7 +77,7 @@ def open_results(arguments: argparse.Namespace) -> dict[str, Any]:
     path = Path(arguments.results)
     results: dict[str, Any] = {"arguments": {}, "machines": {}, "recordings": {}, "local": {}, "hosts": {}}
     if path.exists():
-        results = read_json(path, **dict.fromkeys(results, dict))
+        results = read_json(path, "delete it, or name another file by --results", **dict.fromkeys(results, dict))
     if arguments.again and "local" in arguments.parts:
         for job in arguments.jobs:
             results["recordings"].pop(job, None)

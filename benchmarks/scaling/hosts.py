@@ -27,6 +27,7 @@ PORT = 29_500
 # what the rate passes between two interrupts of the timer.
 BURST_BYTES = 128 << 10
 BURST_SECONDS = 1e-3
+PRIORITY = "-15"  # so that a process that slept or received a message does not wait for other programs
 FOLDER = Path("/run/netns")
 WITHOUT = "or measure without them: python -m benchmarks.scaling local report"
 
@@ -98,8 +99,8 @@ def set_rate(names: Sequence[str], megabits: float) -> None:
 
 
 def enter(name: str) -> list[str]:
-    """Return the beginning of a command that runs in a namespace."""
-    return ["ip", "netns", "exec", name]
+    """Return the beginning of a command that runs in a namespace, before other programs of the machine."""
+    return ["ip", "netns", "exec", name, "nice", "-n", PRIORITY]
 
 
 def remove_left_over() -> None:
