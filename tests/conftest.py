@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import bytecode
 from zerokara.core.data import lmdb_check
 from zerokara.core.machine import usable_cores
 from zerokara.core.zoo import registry as zoo
@@ -40,8 +42,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_finish() -> None:
-    """Leave out of all garbage collections what stays to the end: modules and tests, a million of objects."""
+    """Leave out of all garbage collections what stays to the end: modules and tests, a million objects."""
     gc.freeze()
+    sys.dont_write_bytecode = bytecode.DONT_WRITE
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -77,6 +80,13 @@ def empty_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     zoo.files.cache_clear()
     yield folder
     zoo.files.cache_clear()
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave figures blank, for tests that are about something else: rendering takes most of the time of tiny runs."""
+    monkeypatch.setattr("matplotlib.backends.backend_agg.FigureCanvasAgg.draw", lambda canvas: None)
+    monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda figure, renderer: None)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -209,7 +210,8 @@ if __name__ == "__main__":
     vars(subprocess)["Popen"] = Popen
     for library in sys.argv[2:] or LIBRARIES:
         importlib.import_module(library)
-    # The first process compiles the modules of zerokara, the others read what it has written to this folder.
-    sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[1], False
+    if not Path(importlib.util.cache_from_source(Path(__file__).parents[1] / "core" / "run.py")).exists():
+        # The first process compiles the modules of zerokara, the others read what it has written to this folder.
+        sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[1], False
     gc.freeze()  # the garbage collection of a process does not touch, and so copy, the memory that it shares
     serve()

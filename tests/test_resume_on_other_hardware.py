@@ -21,6 +21,8 @@ from tests.test_old_runs import EXPECTED, FOLDER, check_state
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 RUNS = (
     "dqn-q",
     "dqn-iqn",

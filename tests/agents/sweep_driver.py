@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
 from zerokara.agents import sweep
 from zerokara.agents.sweeping import config as sweep_config
 from zerokara.agents.sweeping.search_space import AGENTS
@@ -16,6 +18,7 @@ def main() -> None:
     for module in (sweep, sweep_config):
         vars(module)["AGENTS"] = fake
     sweep.POLL_SECONDS = 0.02
+    FigureCanvasAgg.draw = lambda canvas: None  # type: ignore[method-assign]  # figures stay blank
     sweep.main(sys.argv[1:])
 
 

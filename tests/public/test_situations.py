@@ -16,6 +16,8 @@ from tests.public.test_training import TINY_DQN, images
 from zerokara.core import checkpoint
 from zerokara.core.data import glyphs
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,8 @@ TINY: dict[str, Any] = {
 }
 TINY_DQN = {**TINY, "learning_starts": 100, "batch_size": 8, "train_every_steps": 16, "replay_capacity": 1000}
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 class Net(nn.Module):
     """Small network: one strided convolution."""

@@ -42,7 +42,7 @@ TINY = (
     *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
 DETECT = (
-    *("--data", "shapes", "--data-dir", ".", "--proposal-cache", "cache", "--image-side", "96", "--proposals", "50"),
+    *("--data", "shapes", "--image-side", "96", "--proposals", "50"),
     *("--search-color-spaces", "rgb", "--search-scales", "50", "--backbone", "resnet20", "--width-multiplier", "0.25"),
     *("--stride", "4", "--bins", "2", "--hidden-units", "16", "--regions-per-update", "16", "--updates", "8"),
     *("--images-per-update", "2", "--checkpoint-every-updates", "2", "--log-every-updates", "2", "--name", "run"),
@@ -100,11 +100,17 @@ def test_processes_whose_checkpoints_are_of_different_updates_agree(tmp_path: Pa
     assert [state["updates"] for state in states(run, 2)] == [UPDATES] * 2
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the data set and, after the first run, its proposals."""
+    return drawn_boxes.write(tmp_path_factory.mktemp("drawn") / "shapes", 20).parent
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_detector_with_another_number_of_processes(tmp_path: Path, before: int, after: int) -> None:
-    drawn_boxes.write(tmp_path / "shapes", 20)
+def test_a_detector_with_another_number_of_processes(drawn: Path, tmp_path: Path, before: int, after: int) -> None:
     run = tmp_path / "runs" / "run"
-    train(tmp_path, before, *DETECT, stop_at=3, kind="detect")
+    folders = ("--data-dir", str(drawn), "--proposal-cache", str(drawn / "cache"))
+    train(tmp_path, before, *DETECT, *folders, stop_at=3, kind="detect")
     err = train(tmp_path, after, "--name", "run", "--resume", stop_at=5, kind="detect")
     assert f"warning: resumed at step 3 with {after} process" in err
     assert "random numbers are drawn anew" in err
