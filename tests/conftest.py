@@ -30,6 +30,8 @@ from zerokara.core.zoo import registry as zoo
 # As in every run. Threads inherit the setting when they start, so it is set before the first one.
 torch.set_flush_denormal(True)
 
+GPU = torch.cuda.is_available()
+
 # No deadline: a slow machine must not fail a test. The same examples in every run: a failure must be reproducible.
 hypothesis.settings.register_profile("zerokara", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("zerokara")
@@ -63,7 +65,9 @@ def reset() -> None:
     """Seed all random number generators and use one thread."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (other libraries use the legacy generator)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed formats the stack for a GPU that is not there
+    if GPU:
+        torch.cuda.manual_seed_all(0)
     torch.set_num_threads(1)
 
 
