@@ -17,6 +17,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.vision import classify
+from zerokara.vision.classification import clock
 
 TINY = (
     *(
@@ -66,6 +67,7 @@ def test_networks_are_trained_once_and_tested_once(
     monkeypatch.setattr(data, "load", load)
     monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(classify, "choose_compute", lambda *_: Compute(threads=1))
+    monkeypatch.setattr(clock, "MEASURE_SECONDS", 0.1)
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
     monkeypatch.chdir(tmp_path)
 

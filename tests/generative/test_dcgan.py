@@ -31,6 +31,9 @@ from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.gan.session import preview_latents
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor, FeatureSet
 
+# The finished run has its figures, because fixtures of the module come first.
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 FEW = {"train": 240, "test": 40}
 TINY = (
     *("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent-dim", "8", "--batch-size", "16"),

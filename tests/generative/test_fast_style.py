@@ -110,6 +110,7 @@ def test_training_and_applying_a_style(capsys: pytest.CaptureFixture[str]) -> No
     write_png(Path("style.png"), np.full((48, 48, 3), (250, 120, 30), np.uint8))
     words = ["--loss-network", "photographs-vgg", "--width-multiplier", "1", "--content-weight", "0"]
     words += ["--updates", "80", "--image-every-updates", "8", "--learning-rate", "0.005"]
+    words += ["--checkpoint-every-updates", "80"]
     fast_style.main([*TINY, *words, "--name", "run"])
     printed = capsys.readouterr().out
     assert "apply it with: python -m generative.stylise runs/run photo.jpg" in printed

@@ -154,7 +154,8 @@ def test_supervised_network_learns_from_the_given_labels(inputs: Inputs) -> None
         assert torch.equal(one, other)
 
 
-def test_program(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_program(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(svm, "MAX_ITERATIONS", 8)
     words = [str(run), "--labels", "60", "0", "--seeds", "2", "--updates", "5", *HERE]
     representation.main(words)
     shown = capsys.readouterr().out

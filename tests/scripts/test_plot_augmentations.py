@@ -34,7 +34,10 @@ def test_format_of_mixed_labels() -> None:
     assert plot_augmentations.format_label(torch.tensor([0.0, 1.0, 0.0]), ("a", "b", "c")) == "100% b"
 
 
-def test_the_command_line_writes_a_png_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_writes_a_png_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plot_augmentations, "COLUMNS", 6)  # each of 14 rows takes a tenth of a second per column
     plot_augmentations.main(["--out", str(tmp_path / "all.png")])
     with Image.open(tmp_path / "all.png") as picture:
         assert min(picture.size) > 500

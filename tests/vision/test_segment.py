@@ -134,6 +134,7 @@ def test_training_for_seconds_separates_the_shapes(
     """Two thirds of the pixels are ground. Predicting ground everywhere has a mean IoU of 0.22."""
     words = [*TINY, "--scale-low", "1", "--scale-high", "1", "--decoder-channels", "16", "--learning-rate", "0.02"]
     words += ["--batch-size", "4", "--epochs", "16", "--validate-every-epochs", "8", "--name", "learnt", "--quiet"]
+    words += ["--checkpoint-every-updates", "100"]
     segment.main(words)
     halfway = next(line for line in metrics(Path("runs/learnt")) if "val/mean_iou" in line)
     assert halfway["val/mean_iou"] > 0.5
