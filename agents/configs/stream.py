@@ -75,7 +75,7 @@ class Config(Settings):
     normalize_observations: bool = True
     """Normalize every element of a frame by its running mean and variance."""
     scale_rewards: bool = True
-    """Divide rewards by the running standard deviation of their discounted sum."""
+    """Divide rewards by the running deviation of their discounted sum."""
 
     # --- network ---------------------------------------------------------------------------------------------------
     backbone: Annotated[str, NamesOrPath(("stream", "nature", "nips", "der", "mlp"))] = "stream"
@@ -94,15 +94,16 @@ class Config(Settings):
     gamma: Fraction = 0.99
     """Discount factor per agent step."""
     td_lambda: Fraction = 0.8
-    """Lambda of the eligibility traces, which decay by gamma * lambda per step."""
+    """Lambda of the eligibility traces, which decay by gamma * lambda."""
     trace_reset: Literal["after", "before"] = "after"
-    """Reset the traces after the update of a non-greedy action, as the published code, or before it (Watkins)."""
+    """Reset the traces after or before the update of a non-greedy action. The published code has after, Watkins's
+    Q(lambda) and the paper's pseudocode have before."""
     kappa: Positive = 2.0
     """Factor in the bound on an update. Above 1, the TD error should not change its sign."""
     clip_rewards: bool = False
     """Train on the sign of the reward; logged returns are always raw."""
     terminal_on_life_loss: bool = True
-    """Treat the loss of a life as terminal in the TD error; the environment is not reset."""
+    """Treat the loss of a life as terminal; the environment is not reset."""
     learning_rate: Positive = 1.0
     """Initial learning rate of ObGD, before the bound on an update."""
 
@@ -112,7 +113,7 @@ class Config(Settings):
     epsilon_end: Fraction = 0.01
     """Final probability of a random action."""
     epsilon_decay_steps: Count = 500_000
-    """Agent steps over which epsilon decays linearly from --epsilon-start to --epsilon-end."""
+    """Agent steps over which epsilon decays linearly to --epsilon-end."""
 
     # --- evaluation, logging and checkpoints -----------------------------------------------------------------------
     eval_epsilon: Fraction = 0.01
@@ -130,9 +131,9 @@ class Config(Settings):
     precision: Precision = "float32"
     """Precision of the networks' arithmetic. auto: the fastest in a short measurement at the start."""
     compile: Switch = "off"
-    """Compile the passes of the network with torch.compile; auto: if a short benchmark shows that it is faster."""
+    """Compile the passes of the network; auto: if a short measurement shows that it is faster."""
     threads: Annotated[int, Range(0)] = 1
-    """Number of CPU threads (0: one per core). One observation has too little work for several."""
+    """Number of CPU threads (0: one per core)."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

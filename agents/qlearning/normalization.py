@@ -110,7 +110,8 @@ class InputNormalization(nn.Module):
         x_BKFHW = x_BCHW.unflatten(1, (-1, len(self.mean)))
         y_BKFHW = (x_BKFHW - self.mean) * self.scale
         if self.padded:
-            y_BKFHW = y_BKFHW * (x_BKFHW != 0).flatten(2).any(dim=2)[:, :, None, None, None]
+            is_frame_BK = x_BKFHW.flatten(2).abs().amax(dim=2) > 0
+            y_BKFHW = y_BKFHW * is_frame_BK[:, :, None, None, None]
         y_BCHW: Tensor = y_BKFHW.flatten(1, 2)
         return y_BCHW
 

@@ -28,6 +28,7 @@ from zerokara.core.backbones.heads import FlatHead
 from zerokara.core.layers import ChannelNorm, relu
 
 MIN_CHANNELS = 16  # from this number on, a matrix product is faster than the library's convolution
+MIN_PIXELS = 16  # from this number of output pixels on, a matrix product is faster for a single image
 
 
 class _Conv(nn.Conv2d):
@@ -52,6 +53,28 @@ class _Conv(nn.Conv2d):
         return F.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
+class _ImageConv(_Conv):
+    """Convolution that computes a single float32 image on the CPU as a matrix product of its patches.
+
+    Weights are the same, and outputs are equal up to rounding. The library's forward and backward pass for one image
+    take twice as long, except with few output pixels (docs/LOG.md).
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        size, stride = self.kernel_size[0], self.stride[0]
+        rows, columns = ((side - size) // stride + 1 for side in x_BCHW.shape[2:])
+        single = x_BCHW.shape[0] == 1 and x_BCHW.dtype is torch.float32 and x_BCHW.device.type == "cpu"
+        if not single or torch.compiler.is_compiling() or self.padding[0] or rows * columns < MIN_PIXELS:
+            return super().forward(x_BCHW)
+        if x_BCHW.requires_grad:
+            patches = F.unfold(x_BCHW, size, stride=stride)[0]
+        else:  # faster, but its backward pass is slower
+            windows = x_BCHW[0].unfold(1, size, stride).unfold(2, size, stride)
+            patches = windows.permute(0, 3, 4, 1, 2).reshape(-1, rows * columns)
+        assert self.bias is not None
+        return torch.addmm(self.bias[:, None], self.weight.flatten(1), patches).view(1, -1, rows, columns)
+
+
 class _Strided(Backbone):
     """Convolutions, each followed by `activation`; `layers` lists (channels, kernel, stride, padding).
 
@@ -67,6 +90,7 @@ class _Strided(Backbone):
     default_classes = 18
     layers: ClassVar[tuple[tuple[int, int, int, int], ...]]
     hidden_units: ClassVar[int] = 256
+    convolution: ClassVar[type[_Conv]] = _Conv
 
     def __init__(
         self,
@@ -91,7 +115,7 @@ class _Strided(Backbone):
                 rows, columns = -(-rows // stride), -(-columns // stride)
                 padding, margin = (margin[0], None) if len(set(margin)) == 1 else (0, margin)
             self._margins.append(margin)
-            self.convs.append(_Conv(in_channels, out_channels, kernel, stride, padding))
+            self.convs.append(self.convolution(in_channels, out_channels, kernel, stride, padding))
             self.norms.append(ChannelNorm(out_channels, eps=1e-6) if layer_norm else nn.Identity())
             in_channels = out_channels
         self._measure()
@@ -136,6 +160,7 @@ class Stream(_Strided):
     """Network of streaming Q(lambda), with 3.1 million multiply-adds and 78 thousand weights at 84x84."""
 
     layers = ((32, 8, 5, 0), (64, 4, 3, 0), (64, 3, 2, 0))
+    convolution = _ImageConv
 
     @staticmethod
     def activation(x: Tensor) -> Tensor:

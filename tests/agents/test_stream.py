@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,14 @@ from torch import nn
 from tests.agents.small_runs import CATCH
 from tests.programs import metrics
 from zerokara.agents import evaluate, play, stream
-from zerokara.agents.configs.stream import Config, read_config
+from zerokara.agents.configs.stream import FOREIGN_NAMES, PRESETS, Config, read_config
 from zerokara.agents.qlearning.network import make_stream_network
 from zerokara.agents.qlearning.traces import TraceLearner
 from zerokara.agents.stream import obgd_step_size, td_error
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, class_mapping, field_types, flag
 from zerokara.core.distributed import World
 from zerokara.core.layers import SampleNorm, sparse_init_
 
@@ -78,6 +79,22 @@ def test_network_of_the_published_code() -> None:
     x = F.leaky_relu((x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt(), 0.01)
     torch.testing.assert_close(network(obs), x @ layers[4].weight.T)
     assert not any(layer.bias.any() for layer in layers if layer.bias is not None)
+
+
+def test_a_single_image_gives_the_values_and_gradients_of_a_batch() -> None:
+    """A single image is computed by matrix products, a batch by convolutions."""
+    torch.manual_seed(0)
+    network = make_stream_network(Config(normalize_observations=False, init_sparsity=0.5), (4, 84, 84), 6)
+    obs = torch.rand(2, 4, 84, 84)
+    singles = torch.cat([network(image[None]) for image in obs])
+    with torch.no_grad():
+        torch.testing.assert_close(network(obs[:1]), singles[:1].detach(), rtol=1e-4, atol=1e-5)
+    batch = network(obs)
+    torch.testing.assert_close(singles, batch, rtol=1e-4, atol=1e-5)
+    weights = list(network.parameters())
+    gradients = [torch.autograd.grad(q_BA[:, 2].sum(), weights) for q_BA in (singles, batch)]
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_initial_weights_are_sparse() -> None:
@@ -191,7 +208,57 @@ def test_the_default_is_the_published_configuration() -> None:
     assert (vector.obs_type, vector.frame_stack, vector.fire_reset) == ("vector", 1, None)
 
 
+def test_help_lists_every_option_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    grouped = [name for names in class_mapping(Config, "GROUPS").values() for name in names]
+    assert sorted(grouped) == sorted(field_types(Config))
+    assert set(Config.COMMON) <= set(grouped)
+    assert list(Config.PRESET_SUMMARIES) == list(PRESETS)
+    foreign = {answer for answer in FOREIGN_NAMES.values() if not answer.startswith("is not an option here: ")}
+    assert foreign <= set(grouped)
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        read_config(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    own = [flag(name) for name in Config.__annotations__ if name not in ("FOREIGN_NAMES", "GROUPS", "COMMON", "preset")]
+    labels = {line.split()[0].replace("[no-]", ""): line for line in lines if line.strip()}
+    cut = [line for label, line in labels.items() if label in own and "..." in line]
+    assert cut == []
+
+
 # ---- learning
+
+
+CORRIDOR = """
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+class Corridor(gymnasium.Env):
+    observation_space = spaces.Box(-1000, 1000, (2,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.goal, self.steps = 0, int(self.np_random.integers(2)) * 2 - 1, 0
+        return np.array([self.position, 100.0 * self.goal]), {}
+
+    def step(self, action):
+        self.position += 2 * int(action) - 1
+        self.steps += 1
+        won = self.position == 3 * self.goal
+        obs = np.array([self.position, 100.0 * self.goal])
+        return obs, float(won), won or self.position == -3 * self.goal, self.steps == 30, {}
+"""
+
+
+def test_learns_to_reach_a_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two ends of a corridor gives a reward; three steps in the same direction lead there."""
+    monkeypatch.chdir(tmp_path)
+    Path("corridor.py").write_text(CORRIDOR)
+    words: list[Any] = ["--env", "corridor.py:Corridor", "--backbone", "mlp", "--width-multiplier", "0.25"]
+    words += ["--hidden-units", "16", "--total-steps", "1500", "--no-capture-video", "--eval-episodes", "20"]
+    stream.main([*words, "--name", "corridor", "--quiet"])
+    assert metrics(tmp_path / "runs" / "corridor")[-1]["eval/return"] >= 0.9
 
 
 @pytest.mark.slow
