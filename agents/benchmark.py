@@ -31,9 +31,7 @@ from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Range, Stopped, UserError, flag, note, run_main
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program
-from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions, connect, launcher
-from zerokara.core.scheduling.job import Job
-from zerokara.core.scheduling.pool import ProcessPool
+from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +126,7 @@ from zerokara.core.report import write_json
 from zerokara.core.run_folder import check_name
 from zerokara.core.scheduling.monitor import Monitor, last_step
 from zerokara.core.scheduling.resources import available_devices, divide_cores, free_memory
+from zerokara.core.scheduling.runs import train_runs
 
 
 def run_all(
@@ -154,22 +153,17 @@ def run_all(
     jobs = [make_job(run, folder / "logs" / f"{run.name}.log") for run in runs if states[run.name] != "finished"]
     if not jobs:
         return {}, None
-    threads = runs[0].config.threads
-
-    def on_exit(job: Job, code: int, last_line: str) -> None:
-        monitor.on_exit(job, code, last_line, stopped=pool.stopped is not None)
-
-    with connect(options, progress.warn) as cluster:
-        where = f"{max_processes} at the same time" if cluster is None else cluster.describe()
-        progress.print(f"{len(jobs)} of {len(runs)} runs to train, {where}, CPU threads of each: {threads}")
-        # A cluster reserves the memory of each run itself.
-        memory = free_memory(sorted({run.config.device for run in runs})) if cluster is None else {}
-        pool = ProcessPool(max_processes, memory, on_exit, monitor.update, launcher(cluster))
-        try:
-            pool.run(jobs)
-        finally:
-            progress.close()
-    return monitor.failed, pool.stopped
+    stopped = train_runs(
+        jobs,
+        len(runs),
+        options,
+        monitor,
+        progress,
+        max_processes=max_processes,
+        threads=runs[0].config.threads,
+        free_memory=lambda: free_memory(sorted({run.config.device for run in runs})),
+    )
+    return monitor.failed, stopped
 
 
 def read_records(runs: Sequence[PlannedRun], protocol: ProtocolName) -> tuple[list[Record], list[str]]:

@@ -93,6 +93,13 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda figure, renderer: None)
 
 
+@pytest.fixture
+def coded_here(coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change to an empty folder with a link to the data set of the module, the fixture `coded`."""
+    monkeypatch.chdir(tmp_path)
+    Path("coded").symlink_to(coded)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Return the folder of real data, ZEROKARA_DATA; skip the test if the variable is not set."""

@@ -39,9 +39,8 @@ from zerokara.core.config import (
 )
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program, short_names
-from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions, connect, launcher
+from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions
 from zerokara.core.scheduling.job import Job
-from zerokara.core.scheduling.pool import ProcessPool
 
 # Programs that train: their modules have the function read_config, which reads a command line.
 TRAINING_PROGRAMS = (
@@ -148,6 +147,7 @@ from zerokara.core.run_folder import check_name, read_config
 from zerokara.core.run_options import HARDWARE_FIELDS
 from zerokara.core.scheduling.monitor import Monitor
 from zerokara.core.scheduling.resources import available_devices, divide_cores
+from zerokara.core.scheduling.runs import train_runs
 
 MAY_DIFFER = frozenset({"name", "seed", "resume", "quiet", "track", *HARDWARE_FIELDS})  # between the runs
 COMMAND_FILE = "seeds.json"  # in the folder of the results: program and arguments of the first start
@@ -256,24 +256,24 @@ def run_all(
     if not jobs:
         return {}, None
 
-    def on_exit(job: Job, code: int, last_line: str) -> None:
-        if code == 0:
-            mark_finished(job.name, folder, last_line)
-        monitor.on_exit(job, code, last_line, stopped=pool.stopped is not None)
-
-    with connect(options, progress.warn) as cluster:
-        where = f"{options.jobs} at the same time" if cluster is None else cluster.describe()
-        progress.print(f"{len(jobs)} of {len(runs)} runs to train, {where}, CPU threads of each: {options.threads}")
+    def save_command() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         saved = folder / COMMAND_FILE
         earlier = read_json(saved, runs=list)["runs"] if saved.exists() else []
         write_json(saved, command_content(module, arguments, {*earlier, *(run.name for run in runs)}))
-        pool = ProcessPool(options.jobs, {}, on_exit, monitor.update, launcher(cluster))
-        try:
-            pool.run(jobs)
-        finally:
-            progress.close()
-    return monitor.failed, pool.stopped
+
+    stopped = train_runs(
+        jobs,
+        len(runs),
+        options,
+        monitor,
+        progress,
+        max_processes=options.jobs,
+        threads=options.threads,
+        on_start=save_command,
+        on_finish=lambda job, last_line: mark_finished(job.name, folder, last_line),
+    )
+    return monitor.failed, stopped
 
 
 def is_finished(run: SeedRun, folder: Path) -> bool:

@@ -21,6 +21,7 @@ from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
 
+NARROW = ("--env", "zerokara/Catch-v0", "--backbone", "dcgan", "--width-multiplier", "0.1")
 CPU = ("--device", "cpu", "--precision", "float32", "--threads", "1", "--quiet")
 LESS: dict[str, tuple[str, ...]] = {
     "generative.dcgan": (
@@ -75,18 +76,7 @@ def test_benchmark_of_the_shared_backbone(
         assert one[side]["steps_to_aim"] == 40  # -5, five missed balls, is the lowest return
     gain = one["shared"]["mean_over_training"] - one["fresh"]["mean_over_training"]
     assert found["gain_of_mean_over_training"]["each"] == [round(gain, 3)]
-    again = [
-        "--env",
-        "zerokara/Catch-v0",
-        "--backbone",
-        "dcgan",
-        "--width-multiplier",
-        "0.1",
-        "--total-steps",
-        "32",
-        "--seed",
-        "3",
-    ]
+    again = [*NARROW, "--total-steps", "32", "--seed", "3"]
     start = ["--pretrained-backbone", "runs/eye-Catch-v0-3"]
     dqn.main(["--name", "untrained", *again, *LESS["agents.dqn"], "--eval-every-steps", "0", *CPU, *start])
     pretrained = checkpoint.load(Path("runs/eye-Catch-v0-3/checkpoint-0.pt"), "dcgan")["learner"]["discriminator"]
@@ -101,16 +91,7 @@ def test_benchmark_of_the_shared_backbone(
 def test_a_backbone_of_another_width_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"backbone.convs.0.weight": torch.zeros(5, 4, 4, 4)}, "eye.pt")
-    words = [
-        "--env",
-        "zerokara/Catch-v0",
-        "--backbone",
-        "dcgan",
-        "--width-multiplier",
-        "0.1",
-        "--pretrained-backbone",
-        "eye.pt",
-    ]
+    words = [*NARROW, "--pretrained-backbone", "eye.pt"]
     with pytest.raises(UserError, match=r"Nothing in eye\.pt fits"):
         dqn.main([*words, *LESS["agents.dqn"], *CPU])
 

@@ -10,27 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.generative.finished_run import FEW, HERE, make_run
+from tests.classifiers import DIGITS
+from tests.generative.finished_run import HERE, make_run
 from zerokara.core.config import UserError
-from zerokara.core.data import glyphs
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.generative import metrics
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, overlap
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
-METADATA = ClassifierMetadata(
-    backbone="deep_cnn",
-    head="paper",
-    classes=tuple("0123456789"),
-    channels=1,
-    image_size=(28, 28),
-    mean=(0.13,),
-    std=(0.3,),
-    options={"width": 0.25},
-    data="drawn for a test",
-    figures={"test_accuracy": 0.5},
-)
+METADATA = dataclasses.replace(DIGITS, data="drawn for a test", figures={"test_accuracy": 0.5})
 
 
 def save_classifier(folder: Path, seed: int = 0, half: bool = False) -> Path:
@@ -48,13 +37,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_run(root, "plain")
     make_run(root, "by_class", "--conditional")
     save_classifier(root / "classifier")
-    return root
-
-
-@pytest.fixture
-def at_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(glyphs, "NUMBER", FEW)
-    monkeypatch.chdir(root)
     return root
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.generative.finished_run import FEW, HERE, make_run
+from tests.generative.finished_run import HERE, make_run
 from tests.random_lite0 import use_random_weights
 from zerokara.core.config import UserError, run_main
-from zerokara.core.data import glyphs
 from zerokara.core.models import lite0
 from zerokara.core.progress import Progress
 from zerokara.generative import metrics
@@ -24,13 +23,6 @@ NAMES = ("fd_lite0", *(f"lite0_{name}" for name in ("kernel_distance", "density"
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("generated")
     make_run(root, "plain")
-    return root
-
-
-@pytest.fixture
-def at_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(glyphs, "NUMBER", FEW)
-    monkeypatch.chdir(root)
     return root
 
 

@@ -21,6 +21,8 @@ from zerokara.generative.dcgan import discriminator_loss
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.gan.session import preview_latents
 
+pytestmark = pytest.mark.usefixtures("coded_here")
+
 NO_NORM = ("--discriminator-norm", "none", "--generator-norm", "none")
 
 
@@ -30,12 +32,6 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "coded"
     write_coded(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _here(coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("coded").symlink_to(coded)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import torch
 
 from scripts import add_to_zoo, zoo_candidates
 from tests.agents.small_runs import CATCH
+from tests.classifiers import DIGITS
 from tests.generative.finished_run import FEW, make_run
 from zerokara.agents import dqn, evaluate
 from zerokara.agents.qlearning.agent_file import AgentMetadata
@@ -29,15 +30,8 @@ from zerokara.generative.gan.sampler import GeneratorMetadata, Sampler
 from zerokara.vision.classification.config import Config
 
 CLASSIFIERS = zoo.FOLDER / "classifiers"  # the tests replace zoo.FOLDER
-METADATA = ClassifierMetadata(
-    backbone="deep_cnn",
-    head="paper",
-    classes=tuple("0123456789"),
-    channels=1,
-    image_size=(28, 28),
-    mean=(0.13,),
-    std=(0.3,),
-    options={"width": 0.25},
+METADATA = dataclasses.replace(
+    DIGITS,
     command="python -m vision.classify --width-multiplier 0.25",
     data="glyphs, files in /home/somebody",
     figures={"validation_error": 0.9, "test_error": 0.91},

@@ -12,24 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.classifiers import DIGITS
 from tests.markers import needs_onnx
 from zerokara.core.config import UserError
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision import export
 
-METADATA = ClassifierMetadata(
-    backbone="deep_cnn",
-    head="paper",
-    classes=tuple("0123456789"),
-    channels=1,
-    image_size=(28, 28),
-    mean=(0.13,),
-    std=(0.3,),
-    options={"width": 0.25},
-)
 
-
-def save_run(folder: Path, metadata: ClassifierMetadata = METADATA) -> Path:
+def save_run(folder: Path, metadata: ClassifierMetadata = DIGITS) -> Path:
     torch.manual_seed(0)
     classifier = metadata.build()
     for p in classifier.parameters():  # an untrained network has nearly the same output for all images
@@ -54,7 +44,7 @@ def test_onnx_file_gives_the_same_probabilities_for_any_batch_size(
     assert f"{path}: " in printed
     onnx.checker.check_model(onnx.load(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(METADATA.classes)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(DIGITS.classes)
     classifier, metadata = ClassifierMetadata.load(folder / "export" / "small.safetensors")
     for batch in (1, 3, 50):
         pixels = torch.rand(batch, 1, 28, 28)
@@ -99,7 +89,7 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_images_must_fit_and_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No classifier was given"):
         export.main([])
-    wide = save_run(tmp_path / "wide", dataclasses.replace(METADATA, image_size=(28, 32)))
+    wide = save_run(tmp_path / "wide", dataclasses.replace(DIGITS, image_size=(28, 32)))
     with pytest.raises(UserError, match="the network takes"):
         export.main([str(wide), "--no-onnx"])
     folder = save_run(tmp_path / "small")

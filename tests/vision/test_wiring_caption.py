@@ -29,6 +29,8 @@ from zerokara.vision.captioning import learner
 from zerokara.vision.captioning.network import Captioner
 from zerokara.vision.captioning.vocabulary import START
 
+pytestmark = pytest.mark.usefixtures("coded_here")
+
 IMAGES = 32
 TINY = (
     *("--data", "coded", "--image-size", "16", "--backbone", "resnet20", "--width-multiplier", "0.25"),
@@ -142,12 +144,6 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines += [f"{index:02}.png,{text}" for text in captions_of(index)]
     (folder / "captions.txt").write_text("\n".join(lines))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _here(coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("coded").symlink_to(coded)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from zerokara.core.models.classifier import Classifier
 from zerokara.vision import classify
 from zerokara.vision.classification.learner import Training
 
+pytestmark = pytest.mark.usefixtures("coded_here")
+
 CLASSES = ("a", "b", "c")
 SIZE = (16, 16)
 TRAIN, TEST = range(45), range(45, 60)  # indices of the images; nine of the first are held out for validation
@@ -48,13 +50,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = root / "coded" / split / CLASSES[index % 3] / f"{index:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture(index, SIZE)).save(path)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _here(coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("coded").symlink_to(coded / "coded")
+    return root / "coded"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,7 @@ def recording(coded: Path, tmp_path_factory: pytest.TempPathFactory) -> Recordin
     """Recording of a run with shifts, flips, label smoothing, two accumulation steps and averaged weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("run"))
-        Path("coded").symlink_to(coded / "coded")
+        Path("coded").symlink_to(coded)
         words = ["--shift", "0.1", "--flip", "--label-smoothing", "0.3", "--accumulation-steps", "2"]
         words += ["--ema-half-life-updates", "0.4", "--warmup-epochs", "1", "--momentum", "0.5"]
         return Recording(classify, Classifier, [*TINY, *words, "--name", "run"])

@@ -30,6 +30,8 @@ from zerokara.vision.detection.network import RegionNet
 from zerokara.vision.detection.proposals import Proposals
 from zerokara.vision.detection.svm import Vectors
 
+pytestmark = pytest.mark.usefixtures("coded_here")
+
 IMAGES = 20  # 14 for training, 2 for validation, 4 for the test
 WIDTH, HEIGHT = 64, 48
 GREEN_STEP = 100  # the background has 0
@@ -163,12 +165,6 @@ class DetectRecording(Recording):
             return original(codes, target, reduction=reduction)
 
         return smooth_l1_loss
-
-
-@pytest.fixture(autouse=True)
-def _here(coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("coded").symlink_to(coded)
 
 
 @pytest.fixture(scope="module")

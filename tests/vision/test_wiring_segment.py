@@ -22,6 +22,8 @@ from zerokara.core.data.masks import UNLABELED
 from zerokara.vision import segment
 from zerokara.vision.segmentation.networks import Fcn
 
+pytestmark = pytest.mark.usefixtures("coded_here")
+
 SIZE = (16, 24)
 GREEN_STEP = 100  # difference of the green channel of consecutive classes
 SPLITS = {"train": range(22), "val": range(22, 27), "test": range(27, 34)}  # indices of the images
@@ -54,12 +56,6 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(array).save(path)
     (root / "coded" / "classes.txt").write_text("a\nb\nc")
     return root / "coded"
-
-
-@pytest.fixture(autouse=True)
-def _here(coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("coded").symlink_to(coded)
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.classifiers import DIGITS
 from zerokara.core.data.glyphs import draw
-from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision.classification.inputs import center_digit, has_bright_border, prepare
-
-METADATA = ClassifierMetadata(
-    backbone="deep_cnn",
-    head="paper",
-    classes=tuple("0123456789"),
-    channels=1,
-    image_size=(28, 28),
-    mean=(0.13,),
-    std=(0.3,),
-)
 
 
 def photograph(
@@ -54,18 +44,18 @@ def test_bright_border_is_detected() -> None:
 
 def test_image_of_the_networks_size_is_only_inverted(digits: np.ndarray) -> None:
     image = digits[0][..., None]
-    assert np.array_equal(prepare(image, METADATA).pixels_CHW[0], digits[0])
-    assert prepare(image, METADATA).steps == "unchanged"
-    inverted = prepare(255 - image, METADATA)
+    assert np.array_equal(prepare(image, DIGITS).pixels_CHW[0], digits[0])
+    assert prepare(image, DIGITS).steps == "unchanged"
+    inverted = prepare(255 - image, DIGITS)
     assert np.array_equal(inverted.pixels_CHW[0], digits[0])
     assert inverted.steps == "inverted"
-    assert np.array_equal(prepare(255 - image, METADATA, as_is=True).pixels_CHW[0], 255 - digits[0])
+    assert np.array_equal(prepare(255 - image, DIGITS, as_is=True).pixels_CHW[0], 255 - digits[0])
 
 
 def test_photographed_digits_match_the_clean_digits(digits: np.ndarray) -> None:
     """The digit extracted from shaded, noisy paper correlates with the digit extracted from the clean image."""
     for digit in digits:
-        prepared = prepare(photograph(digit), METADATA)
+        prepared = prepare(photograph(digit), DIGITS)
         assert prepared.steps == "inverted, digit cropped and centered"
         clean = center_digit(cv2.resize(digit, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC), (28, 28))
         assert clean is not None
@@ -76,7 +66,7 @@ def test_photographed_digits_match_the_clean_digits(digits: np.ndarray) -> None:
 
 def test_size_and_center_of_mass_are_as_in_mnist(digits: np.ndarray) -> None:
     for digit in digits:
-        image = prepare(photograph(digit), METADATA).pixels_CHW[0].astype(float)
+        image = prepare(photograph(digit), DIGITS).pixels_CHW[0].astype(float)
         rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
         assert max(np.ptp(rows), np.ptp(columns)) + 1 == pytest.approx(20, abs=1)
         for axis, mass in ((0, image.sum(1)), (1, image.sum(0))):
@@ -86,7 +76,7 @@ def test_size_and_center_of_mass_are_as_in_mnist(digits: np.ndarray) -> None:
 def test_a_thin_pen_is_thickened() -> None:
     paper = np.full((300, 300, 1), 255, np.uint8)
     cv2.line(paper, (150, 50), (150, 250), (0,), 3)
-    image = prepare(paper, METADATA).pixels_CHW[0]
+    image = prepare(paper, DIGITS).pixels_CHW[0]
     assert (image > 128).sum(1).max() >= 2
     assert image[14].max() == 255
 
@@ -94,12 +84,12 @@ def test_a_thin_pen_is_thickened() -> None:
 def test_dirt_is_removed(digits: np.ndarray) -> None:
     clean, dirty = photograph(digits[1]), photograph(digits[1])
     dirty[5:11, 5:11] = 30
-    both = [prepare(image, METADATA).pixels_CHW for image in (clean, dirty)]
+    both = [prepare(image, DIGITS).pixels_CHW for image in (clean, dirty)]
     assert correlation(*both) > 0.99
 
 
 def test_blank_image_reports_that_no_ink_was_found() -> None:
-    blank = prepare(np.full((50, 80, 3), 230, np.uint8), METADATA)
+    blank = prepare(np.full((50, 80, 3), 230, np.uint8), DIGITS)
     assert "no ink found" in blank.steps
     assert blank.pixels_CHW.shape == (1, 28, 28)
 
@@ -109,7 +99,7 @@ def test_image_is_resized_center_cropped_and_inverted_for_other_networks() -> No
     photo[..., 0] = 250
     photo[:, :10] = 7  # outside of the center crop
     metadata = dataclasses.replace(
-        METADATA, channels=3, image_size=(20, 20), classes=("cat", "dog"), mean=(0.5,) * 3, std=(0.2,) * 3
+        DIGITS, channels=3, image_size=(20, 20), classes=("cat", "dog"), mean=(0.5,) * 3, std=(0.2,) * 3
     )
     prepared = prepare(photo, metadata)
     assert prepared.pixels_CHW.shape == (3, 20, 20)
@@ -119,7 +109,7 @@ def test_image_is_resized_center_cropped_and_inverted_for_other_networks() -> No
     wide = prepare(photo, dataclasses.replace(metadata, image_size=(20, 30)))
     assert wide.pixels_CHW.shape == (3, 20, 30)
     assert wide.steps == "resized"
-    clothes = dataclasses.replace(METADATA, classes=("shirt", "boot"), mean=(0.29,))
+    clothes = dataclasses.replace(DIGITS, classes=("shirt", "boot"), mean=(0.29,))
     white = np.full((28, 28, 1), 255, np.uint8)
     white[5:20, 5:20] = 90
     assert prepare(white, clothes).steps == "inverted"
