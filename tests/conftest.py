@@ -89,7 +89,6 @@ def empty_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures blank, for tests that are about something else: rendering takes most of the time of tiny runs."""
-    monkeypatch.setattr("matplotlib.backends.backend_agg.FigureCanvasAgg.draw", lambda canvas: None)
     monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda figure, renderer: None)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from unittest import mock
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from zerokara.agents import sweep
 from zerokara.agents.sweeping import config as sweep_config
@@ -18,7 +19,7 @@ def main() -> None:
     for module in (sweep, sweep_config):
         vars(module)["AGENTS"] = fake
     sweep.POLL_SECONDS = 0.02
-    FigureCanvasAgg.draw = lambda canvas: None  # type: ignore[method-assign]  # figures stay blank
+    mock.patch.object(Figure, "draw").start()  # figures stay blank
     sweep.main(sys.argv[1:])
 
 
