@@ -259,11 +259,3 @@ def test_learns_to_reach_a_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     words += ["--hidden-units", "16", "--total-steps", "1500", "--no-capture-video", "--eval-episodes", "20"]
     stream.main([*words, "--name", "corridor", "--quiet"])
     assert metrics(tmp_path / "runs" / "corridor")[-1]["eval/return"] >= 0.9
-
-
-@pytest.mark.slow
-def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = ["--env", "zerokara/Catch-v0", "--total-steps", "100000", "--eval-every-steps", "20000"]
-    stream.main([*words, "--no-capture-video", "--name", "catch", "--quiet", "--stop-at-return", "2"])
-    assert max(line.get("eval/return_confirmed", -5.0) for line in metrics(tmp_path / "runs" / "catch")) >= 2
