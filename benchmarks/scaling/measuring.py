@@ -108,7 +108,7 @@ def measure_hosts(results: dict[str, Any], arguments: argparse.Namespace, save: 
     if not missing:
         return
     with hosts.hosts(max(number for _, number in missing)) as names:
-        variables = {"GLOO_SOCKET_IFNAME": hosts.INTERFACE, "OMP_NUM_THREADS": "1"}
+        variables = {"GLOO_SOCKET_IFNAME": hosts.INTERFACE, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # addresses have no names
         with Group([hosts.enter(name) for name in names], variables) as group:
             for number in dict.fromkeys(number for _, number in missing):
                 group.join(number, hosts.address(0), hosts.PORT + number)

@@ -5,8 +5,8 @@
     replay.update()  # sleeps, and averages with the job's own code
 
 Two cores cannot compute for eight hosts, but they can sleep for them. The averaging is that of the programs:
-`World.mean_gradients`, `World.mean_weights`, the votes of `World.any`, and the buckets of `DataParallel`, which are
-exchanged while the backward pass goes on.
+`World.mean_gradients`, `World.mean_weights`, votes by `World.any` and `World.max`, and the buckets of `DataParallel`,
+which are exchanged while the backward pass goes on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from zerokara.core.distributed import World
 ValueT = TypeVar("ValueT")
 
 FLOAT_BYTES = 4
-VOTE_BYTES = 8  # World.any: one int64
+VOTES = ("any", "max")
+VOTE_BYTES = 8  # World.any: one int64; World.max: two float32
 BUCKET_BYTES = (1 << 20, 25 << 20)  # of DistributedDataParallel: the first bucket, and the others
 
 
@@ -42,7 +43,7 @@ class Event:
     """Computation of an iteration, and the communication that follows it."""
 
     kind: str
-    """any, mean_gradients, mean_weights, backward (gradients averaged while they are computed) or end."""
+    """any, max (votes), mean_gradients, mean_weights, backward (gradients averaged while computed) or end."""
     seconds: tuple[float, ...]
     """Computation before it; of backward: up to the gradient of each parameter in `order`, from the one before."""
     network: str = ""
@@ -207,9 +208,9 @@ def _blocking(work: Work, calls: Sequence[tuple[float, str, list[int]]], start: 
     networks: dict[str, list[int]] = {}
     events, before = [], start
     for at, kind, elements in calls:
-        if kind not in ("any", "mean_gradients", "mean_weights"):
+        if kind not in (*VOTES, "mean_gradients", "mean_weights"):
             raise ValueError(f"an iteration calls World.{kind}, which is not repeated")
-        name = "" if kind == "any" else f"{sum(elements)} elements"
+        name = "" if kind in VOTES else f"{sum(elements)} elements"
         if name:
             networks[name] = elements
         events.append(Event(kind, (at - before,), name))
@@ -243,7 +244,7 @@ def phases(recording: Recording) -> list[Phase]:
         elif event.kind == "end":
             messages = ()
         else:
-            messages = ((seconds, VOTE_BYTES if event.kind == "any" else FLOAT_BYTES * sum(sizes)),)
+            messages = ((seconds, VOTE_BYTES if event.kind in VOTES else FLOAT_BYTES * sum(sizes)),)
         found.append(Phase(seconds, messages))
     return found
 
@@ -270,6 +271,8 @@ class Replay:
             time.sleep(event.seconds[0])
             if event.kind == "any":
                 self._world.any(False)
+            elif event.kind == "max":
+                self._world.max([0.0, 0.0])
             elif event.kind == "mean_gradients":
                 self._world.mean_gradients(self._networks[event.network].parameters())
             elif event.kind == "mean_weights":
