@@ -174,7 +174,7 @@ def test_results_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_runs_are_stopped_resumed_and_read_again(tmp_path: Path) -> None:
     """Ctrl-C lets both runs save; the same command resumes them; repeated once more, it only reads them."""
     runs = [tmp_path / "runs" / f"s-{seed}" for seed in (1, 2)]
-    words = (*PROGRAM, "--jobs", "2", "--", *TINY, "--epochs", "40")
+    words = (*PROGRAM, "--jobs", "2", "--", *TINY, "--epochs", "20")
     process = program(*words)
     wait_until(process, lambda: all((run / "metrics.jsonl").exists() for run in runs), seconds=200)
     process.send_signal(signal.SIGINT)

@@ -14,7 +14,6 @@ from tests.markers import needs_lite0
 from tests.random_lite0 import use_random_weights
 from zerokara.core.config import UserError
 from zerokara.core.models import lite0
-from zerokara.generative.scoring import lite0 as lite0_scores
 from zerokara.generative.scoring.distances import frechet_distance
 from zerokara.generative.scoring.lite0 import BATCH, Lite0
 
@@ -73,13 +72,13 @@ def test_fewer_images_than_features_give_the_distance_of_the_reference(random_li
     assert frechet_distance(real_NF, fake_MF) == pytest.approx(expected, rel=1e-6)
 
 
-def check_independence(network: Lite0, images: Tensor) -> None:
-    """Check that the features of an image do not depend on the other images or on their number."""
+def check_independence(network: Lite0, images: Tensor, size: int) -> None:
+    """Check that the features of an image do not depend on the others: all at a time, backward, and `size` at a time."""
     whole = network.extract(images)
     assert whole.shape == (len(images), lite0.FEATURES)
     assert whole.dtype == torch.float64
     backward = network.extract(images.flip(0)).flip(0)
-    parts = torch.cat([network.extract(part) for part in images.split(7)])
+    parts = torch.cat([network.extract(part) for part in images.split(size)])
     for other in (backward, parts):
         torch.testing.assert_close(other, whole, rtol=1e-6, atol=1e-6)
     half = len(images) // 2
@@ -90,16 +89,14 @@ def check_independence(network: Lite0, images: Tensor) -> None:
 
 def test_scores_do_not_depend_on_the_number_of_images_at_a_time(random_lite0: Lite0) -> None:
     assert BATCH % 7
-    check_independence(random_lite0, torch.randint(256, (2 * BATCH + 4, 3, 32, 32), dtype=torch.uint8))
+    check_independence(random_lite0, torch.randint(256, (2 * BATCH + 4, 3, 32, 32), dtype=torch.uint8), 7)
 
 
 @needs_lite0
-def test_scores_with_the_published_weights_do_not_depend_on_the_number_of_images_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(lite0_scores, "BATCH", 10)  # an image of the size of these weights takes a tenth of a second
+def test_scores_with_the_published_weights_do_not_depend_on_the_number_of_images_at_a_time() -> None:
     torch.manual_seed(0)
-    check_independence(Lite0("--lite0", channels=3), torch.randint(256, (14, 3, 32, 32), dtype=torch.uint8))
+    images = torch.randint(256, (BATCH + 4, 3, 32, 32), dtype=torch.uint8)
+    check_independence(Lite0("--lite0", channels=3), images, 20)
 
 
 def test_images_of_other_channels_are_refused() -> None:
