@@ -73,7 +73,7 @@ def test_fewer_images_than_features_give_the_distance_of_the_reference(random_li
 
 
 def check_independence(network: Lite0, images: Tensor, size: int) -> None:
-    """Check that the features of an image do not depend on the others: all at a time, backward, and `size` at a time."""
+    """Check that the features of an image do not depend on the others: all, backward, and `size` at a time."""
     whole = network.extract(images)
     assert whole.shape == (len(images), lite0.FEATURES)
     assert whole.dtype == torch.float64
