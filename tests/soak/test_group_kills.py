@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import wait_until
 from tests.soak import group_kills, kills
 from tests.soak.comparison import differences
 
@@ -20,6 +21,7 @@ def test_a_killed_group_is_restarted_and_ends_like_an_undisturbed_one(
     undisturbed = group_kills.start_group("pqn", 2, tmp_path / "undisturbed")
     process = group_kills.start_group("pqn", 2, tmp_path / "killed")
     run = tmp_path / "killed" / "runs" / kills.RUN
+    wait_until(process, (run / "metrics.jsonl").exists)  # from here on, a resumed run has something to restore
     assert group_kills.kill_once(process, run, "saving", 0, random.Random(0))
     outputs = [each.communicate(timeout=300) for each in (undisturbed, process)]
     assert [each.returncode for each in (undisturbed, process)] == [0, 0], outputs
