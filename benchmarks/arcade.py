@@ -2,14 +2,13 @@
 
     python -m benchmarks.arcade
 
-One step is one step of one environment, including resets and drawing. The settings:
+One step is one step of one environment, including resets, drawing, and the observations. The settings:
 
 * `stack1`: one frame per observation.
-* `stack4`: four stacked frames, made for every step, as for a network that acts.
+* `stack4`: four stacked frames.
 * `stack1_rgb`: one frame of three channels.
-* `stack4_replay`: each step is also written to a replay buffer of 100,000 transitions (0.7 GB), which has been filled
-  once before. Nobody uses the stacks: in C they are not made, in NumPy they always are.
-* `stack4_acting_replay`: the same, and the stacks are made for every step.
+* `stack4_replay`: four stacked frames, and each step is written to a replay buffer of 100,000 transitions (0.7 GB),
+  which has been filled once before: all that training does between two actions, without the network.
 
 The two versions are measured alternately and repeatedly, so that other load on the machine affects both; the medians
 and their ratios are printed. `--process-time` measures CPU time instead of wall-clock time, which excludes the time
@@ -56,41 +55,37 @@ class Setting(NamedTuple):
     """What is measured."""
 
     options: dict[str, Any]  # of the environment
-    acting: bool = False  # the observations are made at every step
     replay: bool = False  # each step is written to a replay buffer
 
 
 SETTINGS = {
     "stack1": Setting({"frame_stack": 1}),
-    "stack4": Setting({"frame_stack": 4}, acting=True),
+    "stack4": Setting({"frame_stack": 4}),
     "stack1_rgb": Setting({"frame_stack": 1, "grayscale": False}),
     "stack4_replay": Setting({"frame_stack": 4}, replay=True),
-    "stack4_acting_replay": Setting({"frame_stack": 4}, acting=True, replay=True),
 }
 
 
-def run(env: ArcadeEnv, actions: np.ndarray, frames: np.ndarray, acting: bool, replay: Replay | None) -> np.ndarray:
-    """Execute actions (T, N). `frames` are the newest before the first step; returns those after the last one."""
+def run(env: ArcadeEnv, actions: np.ndarray, obs: np.ndarray, replay: Replay | None) -> np.ndarray:
+    """Execute actions (T, N) after an observation. Returns the last observation."""
     for action_N in actions:
         step = env.step(action_N)
-        if acting:
-            step.obs  # noqa: B018  (makes the stacks)
         if replay is not None:
-            last = step.last_obs if step.truncated.any() else step.newest
-            replay.add(frames, action_N, step.reward, step.terminal, step.truncated, last)
-        frames = step.newest
-    return frames
+            last_obs = step.last_obs if step.truncated.any() else step.obs
+            replay.add(obs, action_N, step.reward, step.terminal, step.truncated, last_obs)
+        obs = step.obs
+    return obs
 
 
 def steps_per_second(
     env: ArcadeEnv, seed: int, vector_steps: int, setting: Setting, replay: Replay | None, clock: Callable[[], float]
 ) -> float:
     """Return steps per second, counting each environment, after 50 steps that desynchronize the episodes."""
-    frames = env.reset(seed)
+    obs = env.reset(seed)
     actions = np.random.default_rng(seed).integers(env.num_actions, size=(vector_steps + 50, env.num_envs))
-    frames = run(env, actions[:50], frames, setting.acting, replay)
+    obs = run(env, actions[:50], obs, replay)
     begin = clock()
-    run(env, actions[50:], frames, setting.acting, replay)
+    run(env, actions[50:], obs, replay)
     return actions[50:].size / (clock() - begin)
 
 
@@ -99,7 +94,7 @@ def make_replay(env: ArcadeEnv) -> Replay:
     cpu = torch.device("cpu")
     replay = Replay(CAPACITY, env.num_envs, env.obs_shape, env.frame_channels, n_step=3, gamma=0.99, seed=0, device=cpu)
     actions = np.zeros((replay.slots + 1, env.num_envs), np.int64)
-    run(env, actions, env.reset(0), acting=False, replay=replay)
+    run(env, actions, env.reset(0), replay)
     return replay
 
 

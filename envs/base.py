@@ -29,11 +29,10 @@ class Step:
         terminal: (N,) bool, the episode ended: no bootstrapping.
         truncated: (N,) bool, the time limit was reached: bootstrap from last_obs; excludes terminal.
         life_lost: (N,) bool, without a reset; the learner may treat it as terminal.
-        last_obs: (N, C, H, W), before any reset, or a function; may be the array obs if no episode ended.
-        newest: see the property; None: obs.
+        last_obs: (N, C, H, W), before any reset, or a function; may be the array obs if no episode ended; None: obs.
     """
 
-    __slots__ = ("_last_obs", "_newest", "_obs", "life_lost", "reward", "terminal", "truncated")
+    __slots__ = ("_last_obs", "_obs", "life_lost", "reward", "terminal", "truncated")
 
     def __init__(
         self,
@@ -42,10 +41,9 @@ class Step:
         terminal: np.ndarray,
         truncated: np.ndarray,
         life_lost: np.ndarray,
-        last_obs: np.ndarray | Callable[[], np.ndarray],
-        newest: np.ndarray | None = None,
+        last_obs: np.ndarray | Callable[[], np.ndarray] | None,
     ) -> None:
-        self._obs, self._last_obs, self._newest = obs, last_obs, newest
+        self._obs, self._last_obs = obs, last_obs
         self.reward, self.terminal, self.truncated, self.life_lost = reward, terminal, truncated, life_lost
 
     @property
@@ -59,16 +57,12 @@ class Step:
     def last_obs(self) -> np.ndarray:
         """Observations (N, C, H, W) before any reset."""
         if not isinstance(self._last_obs, np.ndarray):
-            self._last_obs = self._last_obs()
+            self._last_obs = self.obs if self._last_obs is None else self._last_obs()
         return self._last_obs
 
-    @property
-    def newest(self) -> np.ndarray:
-        """Newest frames of obs, (N, F, H, W) or with older ones before them: sufficient for a replay buffer.
-
-        Unlike obs, they are not copied by environments that make their stacks of frames when these are used.
-        """
-        return self.obs if self._newest is None else self._newest
+    def __reduce__(self) -> tuple[type[Step], tuple[np.ndarray, ...]]:
+        """Return what `pickle` and `copy` save: all arrays, without the functions that make them."""
+        return Step, tuple(self)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield from (self.obs, self.reward, self.terminal, self.truncated, self.life_lost, self.last_obs)

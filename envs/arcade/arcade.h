@@ -17,11 +17,11 @@ struct game {
     int64_t num_envs, channels;
     const uint8_t *colors; /* (color indices, channels): values of the background and of each color */
     const int64_t *action;
-    uint64_t *stream;
     float *reward;
     bool *terminal, *truncated, *life_lost;
     uint8_t *last_frame; /* of the episodes that ended in this step, one after another */
     int64_t *ended;      /* their environments */
+    uint64_t *stream;    /* random numbers */
     int64_t *age;        /* steps since the start of the episode */
     STATE                /* arrays of the game, see state_names */
 };

@@ -15,6 +15,7 @@ Shapes: N environments, n selected environments, K stacked frames, F channels pe
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -151,7 +152,9 @@ class ArcadeEnv(VectorEnv):
         self._compiled: compiled.CompiledGame | None = None
 
     def compile(self) -> None:
-        """Step the games in C from now on, if there is a C compiler. Must be called before `reset`."""
+        """Step the games in C from now on, if there is a C compiler. Running episodes continue."""
+        if self._compiled is not None:
+            return
         try:
             self._compiled = compiled.load(self)
         except BuildError as error:
@@ -159,11 +162,28 @@ class ArcadeEnv(VectorEnv):
                 f"{self.id}: the C version of the game cannot be used ({error}): it is stepped in NumPy, with the same "
                 f"results, but more slowly."
             )
+        if self._compiled is not None and self._started:
+            self._compiled.load(self._stack.obs)
 
     @property
     def is_compiled(self) -> bool:
         """True if the games are stepped in C."""
         return self._compiled is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes for `pickle` and `copy`: of the C version, only that it is used, and the frames."""
+        if self._compiled is None:
+            return self.__dict__
+        stack = copy.copy(self._stack)
+        stack.obs = self._compiled.obs()
+        return {**self.__dict__, "_stack": stack, "_compiled": True}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _compiled=None)
+        if state.get("_compiled"):
+            if self._started:
+                self._redraw(self._all)  # shown by `render` if the games cannot be compiled here
+            self.compile()
 
     # Implemented by each game.
 
@@ -224,7 +244,7 @@ class ArcadeEnv(VectorEnv):
         self._action = None
         self._started = True
         if self._compiled is not None:
-            return self._compiled.reset()
+            return self._compiled.reset(self)
         self.age[:] = 0
         self._start(self._all)
         self._redraw(self._all)
@@ -243,7 +263,7 @@ class ArcadeEnv(VectorEnv):
             raise RuntimeError(f"{self.id} has no pending step: call send(actions) before recv()")
         action_N, self._action = self._action, None
         if self._compiled is not None:
-            return self._compiled.step(action_N)
+            return self._compiled.step(self, action_N)
         reward_N, terminal_N, life_lost_N = self._advance(action_N)
         self.age += 1
         truncated_N = (self.age >= self.time_limit_steps) & ~terminal_N
@@ -307,7 +327,7 @@ class ArcadeEnv(VectorEnv):
         return obs
 
     def _obs(self) -> np.ndarray:
-        return self._stack.obs if self._compiled is None else self._compiled.newest.make()
+        return self._stack.obs if self._compiled is None else self._compiled.obs()
 
     def render_frame(self, frame_FHW: np.ndarray) -> np.ndarray:
         """Convert a frame (F, 84, 84) to an enlarged RGB image (336, 336, 3) uint8 for display."""
@@ -316,5 +336,5 @@ class ArcadeEnv(VectorEnv):
 
     def render(self) -> np.ndarray:
         """See `VectorEnv.render`. Available without render=True."""
-        newest_NFHW = self.canvas if self._compiled is None else self._compiled.newest.frames[-1]
-        return self.render_frame(newest_NFHW[0])
+        frame_NFHW = self.canvas if self._compiled is None else self._compiled.frame_N
+        return self.render_frame(frame_NFHW[0])

@@ -4,8 +4,8 @@ The C version of a game (`catch.c` beside `catch.py`) steps all environments in 
 and random streams of the `ArcadeEnv`, so a state can be saved by one version and loaded by the other. Constants and
 sprites are taken from the Python module. The library is compiled when it is first needed (library.py).
 
-A frame is drawn into memory that shows an earlier frame already, so only the differences are drawn. Stacks of frames
-are made when somebody asks for them.
+A frame is drawn into memory that shows an earlier frame already, so only the differences are drawn. Nobody outside of
+this module gets that memory. Stacks of frames are copies, made when somebody asks for them.
 
 Shapes: N environments, E ended episodes, K stacked frames, F channels per frame, C = K * F, P pixels of a sprite.
 """
@@ -18,7 +18,7 @@ import operator
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,14 +42,21 @@ def load(game: ArcadeEnv) -> CompiledGame | None:
     compiler = library.find_compiler()
     if compiler is None or not source.is_file():
         return None
-    return CompiledGame(game, _load_library(source, constants(game), tuple(compiler)))
+    code = _load_library(source, constants(game), tuple(compiler))
+    if isinstance(code, str):
+        raise library.BuildError(code)
+    return CompiledGame(game, code)
 
 
 @functools.cache
-def _load_library(source: Path, header: str, compiler: tuple[str, ...]) -> ctypes.CDLL:
+def _load_library(source: Path, header: str, compiler: tuple[str, ...]) -> ctypes.CDLL | str:
+    """Return the library, or the message of the error, so that a compiler that fails is not started again."""
     files = (source, source.with_name("arcade.h"), source.with_name("step.h"))
     sources = {file.name: file.read_text("utf-8") for file in files} | {"constants.h": header}
-    code = library.load(source.stem, sources, list(compiler))
+    try:
+        code = library.load(source.stem, sources, list(compiler))
+    except library.BuildError as error:
+        return str(error)
     for function in (code.reset, code.step):
         function.argtypes, function.restype = [ctypes.c_void_p] * 3, ctypes.c_int64
     return code
@@ -87,7 +94,9 @@ def _sprite(name: str, offset_P: np.ndarray) -> list[str]:
 
 
 class CompiledGame:
-    """C version of the game of an `ArcadeEnv`, whose state it modifies.
+    """C version of the game of an `ArcadeEnv`.
+
+    It does not refer to the environment, which refers to it, so both are freed at once.
 
     Args:
         game: the environment.
@@ -97,7 +106,7 @@ class CompiledGame:
     def __init__(self, game: ArcadeEnv, code: ctypes.CDLL) -> None:
         N, F = game.num_envs, game.frame_channels
         frames_shape = (N, F, *game.obs_shape[1:])
-        self._game, self._run_reset, self._run_step = game, code.reset, code.step
+        self._run_reset, self._run_step = code.reset, code.step
         drawn_bytes = ctypes.c_int64.in_dll(code, "drawn_bytes").value
         self._frames = ArrayPool(frames_shape, N * drawn_bytes)
         self._stacks = ArrayPool((N, *game.obs_shape))
@@ -107,59 +116,77 @@ class CompiledGame:
         self._ended_N = np.zeros(N, np.int64)
         # The addresses, in the order of `struct game` in arcade.h; the array keeps the colors in memory.
         self._colors = game.color_values
-        shared = [self._colors, self._action_N, game.streams.state_N, self._reward_N, *self._flag_3N]
-        shared += [self._last_frame_N, self._ended_N]
-        names = ("age", *game.state_names)
-        self._get_state = operator.attrgetter(*names)
-        self._state: tuple[np.ndarray, ...] = (np.empty(0),) * len(names)
-        self._num_addresses = len(shared)
-        self._context = (ctypes.c_int64 * (2 + len(shared) + len(names)))(
-            N, F, *(array.ctypes.data for array in shared)
+        own = [self._colors, self._action_N, self._reward_N, *self._flag_3N, self._last_frame_N, self._ended_N]
+        self._state_names = ("streams.state_N", "age", *game.state_names)
+        self._get_state = operator.attrgetter(*self._state_names)
+        self._expected = [(array.dtype, array.shape) for array in self._get_state(game)]
+        self._state: tuple[np.ndarray, ...] = (np.empty(0),) * len(self._state_names)
+        self._context = (ctypes.c_int64 * (2 + len(own) + len(self._state)))(
+            N, F, *(array.ctypes.data for array in own)
         )
         blank = np.zeros(frames_shape, np.uint8)
-        self.newest = Stacks((blank,) * (game.obs_shape[0] // F), np.ones(N, np.int64), self._stacks)
+        self._newest = Stacks((blank,) * (game.obs_shape[0] // F), np.ones(N, np.int64), self._stacks)
 
-    def reset(self) -> np.ndarray:
+    @property
+    def frame_N(self) -> np.ndarray:
+        """Current frames (N, F, H, W), which the caller must not modify or keep."""
+        return self._newest.frames[-1]
+
+    def obs(self) -> np.ndarray:
+        """Return a copy of the current observation (N, C, H, W)."""
+        return self._newest.make()
+
+    def reset(self, game: ArcadeEnv) -> np.ndarray:
         """Start an episode in every environment, whose random streams have been seeded. Returns obs (N, C, H, W)."""
-        self._call(self._run_reset)
-        self.newest.length_N[:] = 1
-        return self.newest.make()
+        self._call(self._run_reset, game)
+        self._newest.length_N[:] = 1
+        return self._newest.make()
 
     def load(self, obs: np.ndarray) -> None:
-        """Continue from an observation (N, C, H, W), when the state of the game has been restored."""
-        frames = tuple(np.split(obs, len(self.newest.frames), axis=1))
-        self.newest = Stacks(frames, np.full(len(obs), len(frames)), self._stacks)
+        """Continue from an observation (N, C, H, W), which is that of the game's state."""
+        frames = tuple(np.split(obs.copy(), len(self._newest.frames), axis=1))
+        self._newest = Stacks(frames, np.full(len(obs), len(frames)), self._stacks)
 
-    def step(self, action_N: np.ndarray) -> Step:
-        """Step all environments with valid actions (N,) int64."""
+    def step(self, game: ArcadeEnv, action_N: np.ndarray) -> Step:
+        """Step all environments of a game with valid actions (N,) int64."""
         self._action_N[:] = action_N
-        ended = self._call(self._run_step)
-        stacks = self.newest
-        make_last = stacks.make
+        ended = self._call(self._run_step, game)
+        stacks = self._newest
+        make_last = None
         if ended:
             env_E = self._ended_N[:ended].copy()
             length_E, last_frame_E = stacks.length_N[env_E], self._last_frame_N[:ended].copy()
             make_last = functools.partial(stacks.make_last, env_E, length_E, last_frame_E)
             stacks.length_N[env_E] = 1
         terminal_N, truncated_N, life_lost_N = self._flag_3N.copy()
-        reward_N = self._reward_N.copy()
-        return Step(stacks.make, reward_N, terminal_N, truncated_N, life_lost_N, make_last, stacks.frames[-1])
+        return Step(stacks.make, self._reward_N.copy(), terminal_N, truncated_N, life_lost_N, make_last)
 
-    def _call(self, function: Callable[..., int]) -> int:
-        """Call a function of the library, which draws new frames. Returns its result."""
-        state = self._get_state(self._game)
-        if not all(map(operator.is_, state, self._state)):  # the NumPy version has replaced an array
-            self._state = tuple(np.ascontiguousarray(array) for array in state)
-            assert all(map(operator.is_, state, self._state))
-            self._context[2 + self._num_addresses :] = [array.ctypes.data for array in state]
+    def _call(self, function: Callable[..., int], game: ArcadeEnv) -> int:
+        """Call a function of the library, which modifies the game's state and draws new frames. Returns its result."""
+        state = self._get_state(game)
+        if not all(map(operator.is_, state, self._state)):  # arrays were replaced, as the NumPy version does
+            self._check(state)
+            self._state = state
+            self._context[-len(state) :] = [array.ctypes.data for array in state]
         frame_N, block = self._frames.take()
         result = function(ctypes.addressof(self._context), block.address, block.more_address)
-        self.newest = Stacks((*self.newest.frames[1:], frame_N), self.newest.length_N + 1, self._stacks)
+        self._newest = Stacks((*self._newest.frames[1:], frame_N), self._newest.length_N + 1, self._stacks)
         return result
+
+    def _check(self, state: tuple[Any, ...]) -> None:
+        """Raise TypeError if C code cannot work on these arrays."""
+        for name, array, (dtype, shape) in zip(self._state_names, state, self._expected, strict=True):
+            expected = f"{name} must be a contiguous, writable array of {dtype} with shape {shape}"
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"{expected}, got {type(array).__name__}")
+            if (array.dtype, array.shape) != (dtype, shape):
+                raise TypeError(f"{expected}, got {array.dtype} with shape {array.shape}")
+            if not array.flags.carray:
+                raise TypeError(f"{expected}, got one that is not contiguous, not aligned or not writable")
 
 
 class Stacks:
-    """Stacks of the last K frames of N environments, made when they are first needed.
+    """Stacks of the last K frames of N environments, made when they are needed.
 
     Args:
         frames: K arrays (N, F, H, W), oldest first.
@@ -170,18 +197,16 @@ class Stacks:
     def __init__(self, frames: tuple[np.ndarray, ...], length_N: np.ndarray, pool: ArrayPool) -> None:
         self.frames, self.length_N = frames, length_N
         self._pool = pool
-        self._obs = frames[0] if len(frames) == 1 else None
 
     def make(self) -> np.ndarray:
-        """Return the stacks (N, C, H, W)."""
-        if self._obs is None:
-            K, F = len(self.frames), self.frames[0].shape[1]
-            self._obs, _ = self._pool.take()
-            for k, frame_N in enumerate(self.frames):
-                self._obs[:, k * F : (k + 1) * F] = frame_N
-            for i in np.flatnonzero(self.length_N < K):
-                self._obs[i, : (K - self.length_N[i]) * F] = 0
-        return self._obs
+        """Return the stacks (N, C, H, W), a new array at every call: the caller may modify it."""
+        K, F = len(self.frames), self.frames[0].shape[1]
+        obs, _ = self._pool.take()
+        for k, frame_N in enumerate(self.frames):
+            obs[:, k * F : (k + 1) * F] = frame_N
+        for i in np.flatnonzero(self.length_N < K):
+            obs[i, : (K - self.length_N[i]) * F] = 0
+        return obs
 
     def make_last(self, env_E: np.ndarray, length_E: np.ndarray, last_frame_E: np.ndarray) -> np.ndarray:
         """Return the stacks (N, C, H, W) before the resets of this step.
@@ -192,8 +217,7 @@ class Stacks:
             last_frame_E: their last frames (E, F, H, W).
         """
         K, F = len(self.frames), self.frames[0].shape[1]
-        last_obs, _ = self._pool.take()
-        last_obs[:] = self.make()
+        last_obs = self.make()
         for k, frame_N in enumerate(self.frames[:-1]):
             last_obs[env_E, k * F : (k + 1) * F] = frame_N[env_E]
         last_obs[env_E, -F:] = last_frame_E

@@ -55,4 +55,4 @@ class ArcadeGymnasiumEnv(gymnasium.Env[np.ndarray, np.int64]):
         return self._game.render_frame(self._frame_FHW) if self.render_mode == "rgb_array" else None
 
     def _observation(self) -> np.ndarray:
-        return np.ascontiguousarray(self._frame_FHW.transpose(1, 2, 0))
+        return self._frame_FHW.transpose(1, 2, 0).copy()  # the caller may modify it

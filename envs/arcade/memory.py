@@ -7,6 +7,7 @@ memory that returns still has its last contents: in a frame of the step before t
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -49,6 +50,10 @@ class ArrayPool:
     def __init__(self, shape: tuple[int, ...], more_bytes: int = 0, *, max_free: int = 4) -> None:
         self._shape, self._more_bytes, self._max_free = shape, more_bytes, max_free
         self._free: list[Block] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what `pickle` and `copy` make: an empty pool, because a copied block would have the old addresses."""
+        return functools.partial(ArrayPool, max_free=self._max_free), (self._shape, self._more_bytes)
 
     def take(self) -> tuple[np.ndarray, Block]:
         """Return an array, with the contents that its memory had last, and the block of this memory."""

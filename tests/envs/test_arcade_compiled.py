@@ -1,9 +1,13 @@
-"""Tests of the arcade games in C: the same results as in NumPy, the library's cache, memory that is used again."""
+"""Tests of the arcade games in C: the same results as in NumPy, arrays that the caller modifies or copies, memory."""
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ import torch
 
 from zerokara.envs import arcade
 from zerokara.envs.arcade import GAMES, library
-from zerokara.envs.arcade.base import ArcadeEnv
+from zerokara.envs.arcade.base import ArcadeEnv, Streams
+from zerokara.envs.arcade.gymnasium import ArcadeGymnasiumEnv
 from zerokara.envs.arcade.memory import ArrayPool
 
 IDS = sorted(GAMES)
@@ -63,7 +68,6 @@ def compare(game_id: str, steps: int, num_envs: int, **settings: Any) -> None:
         for one, other in zip(got, expected, strict=True):
             assert one.dtype == other.dtype
             assert np.array_equal(one, other)
-        assert np.array_equal(got.newest, expected.obs[:, -in_c.frame_channels :])
         seen += [flag.sum() for flag in (expected.terminal, expected.truncated, expected.life_lost)]
     assert_equal_states(in_c.state_dict(), in_numpy.state_dict())
     assert np.array_equal(in_c.render(), in_numpy.render())
@@ -158,80 +162,186 @@ def test_without_a_compiler_the_games_are_stepped_in_numpy(monkeypatch: pytest.M
     assert env.reset(0).shape == (2, 4, 84, 84)
 
 
-def test_a_compiler_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = tmp_path / "compiler"
-    compiler.write_text("#!/bin/sh\necho 'catch.c:1: error: no space' >&2\nexit 3\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    env = arcade.make("zerokara/Catch-v0", 2)
-    assert not env.is_compiled
-    (warning,) = env.warnings
-    assert warning == (
-        f"zerokara/Catch-v0: the C version of the game cannot be used ({compiler}: exit code 3: catch.c:1: error: no "
-        f"space): it is stepped in NumPy, with the same results, but more slowly."
+# Arrays that the caller modifies, replaces or copies.
+
+
+@needs_compiler
+@pytest.mark.parametrize("game_id", IDS)
+@pytest.mark.parametrize("frame_stack", [1, 4])
+def test_observations_may_be_modified(game_id: str, frame_stack: int) -> None:
+    """Overwrite every observation of the C version; later ones, states and images must not change."""
+    env, reference = make_both(game_id, 6, frame_stack=frame_stack)
+    env.reset(5)[...] = 255
+    reference.reset(5)
+    rng = np.random.default_rng(0)
+    for t in range(150):
+        if t % 40 == 9:
+            env.load_state_dict(reference.state_dict())[...] = 255
+        if t % 30 == 20:
+            for one in (env, reference):
+                one.age[t % 6] = one.time_limit_steps - 2
+        action_N = rng.integers(env.num_actions, size=6)
+        step, expected = env.step(action_N), reference.step(action_N)
+        assert np.array_equal(step.obs, expected.obs)
+        ended_N = expected.terminal | expected.truncated
+        if t % 2 and ended_N.any():  # otherwise obs may be last_obs
+            step.obs[...] = 255
+        assert np.array_equal(step.last_obs, expected.last_obs)
+        assert np.array_equal(env.render(), reference.render())
+        step.obs[...] = 255
+        step.last_obs[...] = 255
+        assert_equal_states(env.state_dict(), reference.state_dict())
+
+
+@needs_compiler
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_observations_of_gymnasium_may_be_modified(grayscale: bool) -> None:
+    env = ArcadeGymnasiumEnv("zerokara/Breaker-v0", grayscale=grayscale, render_mode="rgb_array")
+    same = ArcadeGymnasiumEnv("zerokara/Breaker-v0", grayscale=grayscale, render_mode="rgb_array")
+    same._game = arcade.make("zerokara/Breaker-v0", 1, frame_stack=1, grayscale=grayscale, compile=False)
+    env.reset(seed=1)[0][...] = 255
+    same.reset(seed=1)
+    for action in np.random.default_rng(0).integers(3, size=60):
+        assert np.array_equal(env.render(), same.render())  # type: ignore[arg-type]
+        obs, expected = env.step(action)[0], same.step(action)[0]
+        assert np.array_equal(obs, expected)
+        obs[...] = 255
+
+
+@needs_compiler
+@pytest.mark.parametrize("frame_stack", [1, 4])
+def test_steps_and_environments_can_be_copied(frame_stack: int) -> None:
+    """Copy an environment and a step in the middle of a game, with free blocks of memory in the pools."""
+    env, reference = make_both("zerokara/Breaker-v0", 3, frame_stack=frame_stack)
+    for one in (env, reference):
+        one.reset(1)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        action_N = rng.integers(env.num_actions, size=3)
+        step, expected = env.step(action_N), reference.step(action_N)
+        step.obs, step.last_obs  # noqa: B018  (taken from the pool, and returned to it)
+    copied = copy.deepcopy(step)
+    envs = [env, copy.deepcopy(env), pickle.loads(pickle.dumps(env)), copy.deepcopy(reference)]
+    assert [one.is_compiled for one in envs] == [True, True, True, False]
+    assert np.array_equal(envs[2].render(), reference.render())
+    values = [array.copy() for array in expected]
+    del step, expected
+    for _ in range(40):
+        action_N = rng.integers(env.num_actions, size=3)
+        obs = reference.step(action_N).obs
+        for one in envs:
+            assert np.array_equal(one.step(action_N).obs, obs)
+        for array, value in zip(copied, values, strict=True):
+            assert np.array_equal(array, value)
+
+
+@needs_compiler
+def test_a_step_is_pickled_with_its_arrays(tmp_path: Path) -> None:
+    """Load a step in a new process: addresses of this one would end it."""
+    env, reference = make_both("zerokara/Breaker-v0", 3)
+    assert env._compiled is not None
+    for one in (env, reference):
+        one.reset(1)
+    for _ in range(8):
+        step, expected = env.step(np.zeros(3, np.int64)), reference.step(np.zeros(3, np.int64))
+        step.obs  # noqa: B018  (taken from the pool, and returned to it)
+    del step
+    step, expected = env.step(np.zeros(3, np.int64)), reference.step(np.zeros(3, np.int64))
+    assert env._compiled._stacks._free
+    (tmp_path / "step").write_bytes(pickle.dumps(step))
+    program = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).obs.tobytes().hex())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "step"], capture_output=True, text=True, check=True
     )
-    assert env.reset(0).shape == (2, 4, 84, 84)
+    assert bytes.fromhex(done.stdout) == expected.obs.tobytes()
+    assert all(
+        np.array_equal(one, other) for one, other in zip(pickle.loads(pickle.dumps(step)), expected, strict=True)
+    )
 
 
-# The library.
-
-ANSWER = {"answer.c": '#include "number.h"\nint answer(void) { return NUMBER; }\n', "number.h": "#define NUMBER 42\n"}
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "zerokara"
-
-
-@needs_compiler
-def test_a_library_is_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert COMPILER is not None
-    assert library.load("answer", ANSWER, COMPILER).answer() == 42
-    (built,) = cache.iterdir()  # and no temporary file
-    assert library.load("answer", {**ANSWER, "number.h": "#define NUMBER 43\n"}, COMPILER).answer() == 43
-    assert len(list(cache.iterdir())) == 2
-    assert library.load("answer", ANSWER, [*COMPILER, "-DOTHER"]).answer() == 42
-    assert len(list(cache.iterdir())) == 3
-    with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "run", None)
-        assert library.load("answer", ANSWER, COMPILER).answer() == 42
-    assert built.name.startswith("answer-")
+def test_a_copied_pool_is_empty() -> None:
+    pool = ArrayPool((2,), 8, max_free=3)
+    _, block = pool.take()
+    for copied in (copy.deepcopy(pool), pickle.loads(pickle.dumps(pool))):
+        array, other = copied.take()
+        assert array.shape == (2,)
+        assert other.address != block.address
+        assert copied._max_free == 3
 
 
 @needs_compiler
-def test_a_damaged_library_is_compiled_again(cache: Path) -> None:
-    assert COMPILER is not None
-    sources = {**ANSWER, "number.h": "#define NUMBER 7\n"}
-    path = cache / f"answer-{library._key(sources, COMPILER)}.so"
-    cache.mkdir()
-    path.write_bytes(b"\x7fELF")
-    assert library.load("answer", sources, COMPILER).answer() == 7
+@pytest.mark.parametrize("game_id", IDS)
+@pytest.mark.parametrize("pending", [True, False])
+def test_a_running_game_can_be_compiled(game_id: str, pending: bool) -> None:
+    env, reference = (arcade.make(game_id, 4, compile=False) for _ in range(2))
+    for one in (env, reference):
+        one.reset(3)
+    actions = np.random.default_rng(0).integers(env.num_actions, size=(80, 4))
+    for t, action_N in enumerate(actions):
+        for one in (env, reference):
+            one.send(action_N)
+        if t == 20 and pending:
+            env.compile()
+        for one_array, other in zip(env.recv(), reference.recv(), strict=True):
+            assert np.array_equal(one_array, other)
+        if t in (20, 30):
+            env.compile()
+            assert np.array_equal(env.render(), reference.render())
+    assert env.is_compiled
+    assert_equal_states(env.state_dict(), reference.state_dict())
 
 
 @needs_compiler
-def test_processes_may_compile_at_the_same_time(cache: Path) -> None:
-    def load(_: int) -> int:
-        assert COMPILER is not None
-        answer: int = library.load("answer", ANSWER, COMPILER).answer()
-        return answer
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(load, range(4))) == [42] * 4
-    assert len(list(cache.iterdir())) == 1
+def test_replaced_arrays_that_c_cannot_use_are_rejected() -> None:
+    env = arcade.make("zerokara/Catch-v0", 4)
+    env.reset(0)
+    read_only = np.zeros(4, np.int64)
+    read_only.setflags(write=False)
+    wrong: list[tuple[Any, str]] = [
+        (np.zeros(4, np.int32), "got int32 with shape"),
+        (np.zeros(3, np.int64), r"got int64 with shape \(3,\)"),
+        (np.zeros(4, ">i8"), "got >i8 with shape"),
+        (np.zeros(8, np.int64)[::2], "not contiguous"),
+        (read_only, "not writable"),
+        ([0, 0, 0, 0], "got list"),
+    ]
+    stay_N = np.ones(4, np.int64)
+    for array, message in wrong:
+        for _ in range(2):  # and is not accepted at the second attempt
+            env.paddle = array
+            with pytest.raises(TypeError, match=f"paddle must be a contiguous, writable array of int64 .*{message}"):
+                env.step(stay_N)
+        env.paddle = np.full(4, 34)
+        env.step(stay_N)
+    env.streams.state_N = np.zeros(4, np.int64)  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"streams\.state_N must be .* uint64"):
+        env.step(stay_N)
 
 
 @needs_compiler
-def test_errors_of_the_library(cache: Path) -> None:
-    assert COMPILER is not None
-    with pytest.raises(library.BuildError, match=r"exit code 1: answer\.c:1"):
-        library.load("answer", {"answer.c": "int answer(void) { return ; } nonsense"}, COMPILER)
-    assert list(cache.iterdir()) == []
-    cache.rmdir()
-    cache.write_text("a file in place of the folder")
-    with pytest.raises(library.BuildError, match="zerokara"):
-        library.load("answer", ANSWER, COMPILER)
+def test_random_streams_may_be_replaced() -> None:
+    env, reference = make_both("zerokara/Snake-v0", 3)
+    for one in (env, reference):
+        one.reset(1)
+        one.streams = Streams(3)
+        one.streams.seed(7)
+    for action_N in np.random.default_rng(0).integers(4, size=(60, 3)):
+        assert np.array_equal(env.step(action_N).obs, reference.step(action_N).obs)
+
+
+@needs_compiler
+def test_environments_are_freed_at_once() -> None:
+    env = arcade.make("zerokara/Catch-v0", 2)
+    env.reset(0)
+    step = env.step(np.zeros(2, np.int64))
+    freed = weakref.ref(env)
+    gc.disable()
+    try:
+        del env
+        assert freed() is None
+    finally:
+        gc.enable()
+    assert step.obs.any()
 
 
 # Memory.
