@@ -216,6 +216,7 @@ def test_steps_and_environments_can_be_copied(frame_stack: int) -> None:
     for one in (env, reference):
         one.reset(1)
     rng = np.random.default_rng(0)
+    step, expected = env.step(np.zeros(3, np.int64)), reference.step(np.zeros(3, np.int64))
     for _ in range(40):
         action_N = rng.integers(env.num_actions, size=3)
         step, expected = env.step(action_N), reference.step(action_N)
@@ -243,9 +244,8 @@ def test_a_step_is_pickled_with_its_arrays(tmp_path: Path) -> None:
     for one in (env, reference):
         one.reset(1)
     for _ in range(8):
-        step, expected = env.step(np.zeros(3, np.int64)), reference.step(np.zeros(3, np.int64))
-        step.obs  # noqa: B018  (taken from the pool, and returned to it)
-    del step
+        env.step(np.zeros(3, np.int64)).obs  # noqa: B018  (taken from the pool, and returned to it)
+        reference.step(np.zeros(3, np.int64))
     step, expected = env.step(np.zeros(3, np.int64)), reference.step(np.zeros(3, np.int64))
     assert env._compiled._stacks._free
     (tmp_path / "step").write_bytes(pickle.dumps(step))
@@ -293,7 +293,7 @@ def test_a_running_game_can_be_compiled(game_id: str, pending: bool) -> None:
 
 @needs_compiler
 def test_replaced_arrays_that_c_cannot_use_are_rejected() -> None:
-    env = arcade.make("zerokara/Catch-v0", 4)
+    env: Any = arcade.make("zerokara/Catch-v0", 4)
     env.reset(0)
     read_only = np.zeros(4, np.int64)
     read_only.setflags(write=False)
@@ -313,7 +313,7 @@ def test_replaced_arrays_that_c_cannot_use_are_rejected() -> None:
                 env.step(stay_N)
         env.paddle = np.full(4, 34)
         env.step(stay_N)
-    env.streams.state_N = np.zeros(4, np.int64)  # type: ignore[assignment]
+    env.streams.state_N = np.zeros(4, np.int64)
     with pytest.raises(TypeError, match=r"streams\.state_N must be .* uint64"):
         env.step(stay_N)
 
