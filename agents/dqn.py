@@ -275,7 +275,7 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
 
     training.start(config.pretrained_backbone)  # restores the checkpoint of a resumed run
     training.print_settings(DEVIATIONS.get(config.preset, ()), terminal_on_life_loss=config.terminal_on_life_loss)
-    stored = sum(world.gather(len(replay)))
+    stored = world.gather(len(replay))
     if not training.is_finished:
         run.print(describe_fill(config, stored))
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.

@@ -131,10 +131,11 @@ class Config(Settings):
     learning_starts: Annotated[int, Range(0)] = 5_000
     """Agent steps before the first update."""
     target_update_steps: Count = 2_000
-    """Agent steps (not updates) between two updates of the target network from the online network."""
+    """Agent steps (not updates) between two updates of the target network from the online network; by default 1 if
+    --target-tau is below 1."""
     target_tau: Annotated[float, Range(0, 1, low_open=True)] = 1.0
     """Weight of the online network in an update of the target network: 1 copies it, a smaller value averages (Polyak
-    averaging), such as 0.005 with --target-update-steps 1."""
+    averaging), such as 0.005."""
     random_shift: Annotated[int, Range(0, 32)] = 0
     """Maximum shift of the images of a batch in pixels, at random and with repeated edges (DrQ, 4 in its paper); 0: no
     shift."""

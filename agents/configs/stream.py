@@ -145,6 +145,7 @@ DEVIATIONS = (
     "scores average 30 complete episodes, one in each environment, so that short episodes are not overrepresented",
     "the frames of a stack are normalized by the statistics of this step, each frame of the published code by its own",
     "frame stacks begin with zeros, also after normalization; the published code fills them with the first frame",
+    "all-black frames become zeros, as those before the start of an episode; the published code normalizes them",
     "a truncated episode bootstraps and ends the traces; the published code does one or the other, by environment",
     "a reset is FIRE, then no-ops; the published code has no-ops, then FIRE and the third action",
 )

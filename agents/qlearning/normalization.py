@@ -90,6 +90,8 @@ class InputNormalization(nn.Module):
     """Normalization of the frames of an observation by the statistics of a frame, which are buffers of a network.
 
     Frames before the start of an episode, which are zeros, become zeros, as a frame that equals the mean does.
+    They are recognized by their zeros, so an all-black frame within an episode becomes zeros, too. The published code
+    normalizes it.
 
     Args:
         frame_shape: (F, H, W).

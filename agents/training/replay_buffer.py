@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from zerokara.agents.configs.dqn import Config
@@ -21,10 +21,20 @@ def min_transitions(config: Config) -> int:
     return min(config.learning_starts, config.replay_capacity // max(1, config.actors))
 
 
-def describe_fill(config: Config, stored: int) -> str:
-    """Describe how many transitions are stored: "replay buffer: 0 of 1,000 transitions; there are no updates ..."."""
-    text, needed = f"replay buffer: {stored:,} of {config.replay_capacity:,} transitions", min_transitions(config)
-    return text if stored >= needed else f"{text}; there are no updates before it has {needed:,}"
+def describe_fill(config: Config, stored: Sequence[int]) -> str:
+    """Describe how many transitions are stored: "replay buffer: 0 of 1,000 transitions; there are no updates ...".
+
+    Args:
+        config: config of the run.
+        stored: transitions of each process.
+    """
+    text = f"replay buffer: {sum(stored):,} of {config.replay_capacity:,} transitions"
+    needed, processes = min_transitions(config), len(stored)
+    if min(stored) >= needed // processes:  # as in `Training.learn`
+        return text
+    if processes == 1:
+        return f"{text}; there are no updates before it has {needed:,}"
+    return f"{text}; there are no updates before each of the {processes} processes has {needed // processes:,}"
 
 
 def make_replay(

@@ -91,6 +91,7 @@ def test_real_namespaces_are_removed_after_a_signal(number: signal.Signals, erro
             pass
     except UserError as refused:
         pytest.skip(str(refused))
+    started = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore SIGINT
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
     def end_inside() -> None:
@@ -102,7 +103,10 @@ def test_real_namespaces_are_removed_after_a_signal(number: signal.Signals, erro
             assert int(done.stdout) >= 0
             os.kill(os.getpid(), number)
 
-    with pytest.raises(error):
-        end_inside()
-    assert list(hosts.FOLDER.glob(f"{hosts.PREFIX}{os.getpid()}-*")) == []
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    try:
+        with pytest.raises(error):
+            end_inside()
+        assert list(hosts.FOLDER.glob(f"{hosts.PREFIX}{os.getpid()}-*")) == []
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    finally:
+        signal.signal(signal.SIGINT, started)

@@ -101,6 +101,17 @@ def test_given_lengths_are_kept() -> None:
     assert (protocol.total_steps, protocol.eval_every_steps, protocol.learning_rate_decay_steps) == (100_000,) * 3
 
 
+@pytest.mark.parametrize(
+    "words", [[], ["--preset", "rainbow"], ["--env", next(iter(GAMES))], ["--total-steps", "3000"]]
+)
+def test_an_averaged_target_network_follows_every_update(words: Sequence[str]) -> None:
+    assert dqn.read_config([*words, "--target-tau", "0.005"]).target_update_steps == 1
+    given = dqn.read_config([*words, "--target-tau", "0.005", "--target-update-steps", "40"])
+    assert given.target_update_steps == 40
+    copied = dqn.read_config([*words, "--target-tau", "1"])
+    assert copied.target_update_steps == dqn.read_config(words).target_update_steps > 1
+
+
 def test_the_replay_buffer_of_a_very_short_run_has_room_for_its_returns() -> None:
     config = dqn.read_config(["--total-steps", "64", "--num-envs", "8", "--n-step", "3", "--n-step-start", "5"])
     assert config.replay_capacity == 8 * (4 + 5 + 1)

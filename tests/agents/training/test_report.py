@@ -41,9 +41,17 @@ def test_a_run_of_an_older_version_prints_todays_differences_only_if_it_has_toda
 
 def test_a_replay_buffer_that_has_to_be_filled_before_updates_is_named() -> None:
     config = Config(learning_starts=100, replay_capacity=1_000)
-    assert describe_fill(config, 100) == "replay buffer: 100 of 1,000 transitions"
-    assert describe_fill(config, 99) == (
+    assert describe_fill(config, [100]) == "replay buffer: 100 of 1,000 transitions"
+    assert describe_fill(config, [99]) == (
         "replay buffer: 99 of 1,000 transitions; there are no updates before it has 100"
     )
     several = Config(learning_starts=1_000, replay_capacity=1_000, actors=4, num_envs=2)
-    assert describe_fill(several, 3).endswith("before it has 250"), "perhaps only one of the actors has a place"
+    assert describe_fill(several, [3]).endswith("before it has 250"), "perhaps only one of the actors has a place"
+
+
+def test_each_process_needs_its_part_of_the_replay_buffer_before_updates() -> None:
+    config = Config(learning_starts=100, replay_capacity=1_000)
+    assert describe_fill(config, [50, 50]) == "replay buffer: 100 of 1,000 transitions"
+    assert describe_fill(config, [80, 49]) == (
+        "replay buffer: 129 of 1,000 transitions; there are no updates before each of the 2 processes has 50"
+    )
