@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import alternating
 from benchmarks.scaling import jobs
-from benchmarks.scaling.group import free_port
+from benchmarks.scaling.group import ADDRESS, make_store, torchrun_variables
 from zerokara.core.distributed import World
 
 PROCESSES = 2
@@ -34,8 +34,7 @@ def process(
 ) -> tuple[alternating.RunSteps, str]:
     """Create the updates of one process; with a port, it trains together with the others."""
     if port is not None:
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        os.environ |= dict(zip(names, map(str, (rank, rank, PROCESSES, "127.0.0.1", port)), strict=True))
+        os.environ |= torchrun_variables(rank, PROCESSES, ADDRESS, port, has_store=True)
     compute = jobs.make_compute(arguments, arguments.threads)
     world = World.from_env("cpu")
     work = jobs.JOBS[job].make(argparse.Namespace(**vars(arguments), folder=folder), compute, world, 1)
@@ -59,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     figures: dict[str, Any] = {}
     for job in arguments.jobs:
+        store = make_store()
         with tempfile.TemporaryDirectory() as folder:
             sides = {
                 name: [partial(process, job, port, rank, f"{folder}/{port or rank}") for rank in range(PROCESSES)]
-                for name, port in (("together", free_port()), ("independent", None))
+                for name, port in (("together", store.port), ("independent", None))
             }
             figures[job] = alternating.alternate(sides, arguments)
         if jobs.JOBS[job].unit == "images":

@@ -3,28 +3,24 @@
     python -m benchmarks.scaling local            # 1, 2 and 4 processes on this machine; records each job
     sudo python -m benchmarks.scaling hosts       # 1, 2, 4 and 8 network namespaces as hosts, links of three rates
     python -m benchmarks.scaling report           # cost model, tables and chart; computes nothing else
-    sudo python -m benchmarks.scaling             # all three
 
 docs/scaling.md describes the protocol. The results are one JSON file, which is written after each measurement: the same
-command continues where an interrupted one ended, and --again measures anew. `report` replaces the tables of the page
-and the chart.
+command continues where an interrupted one ended, and --again measures anew what is asked for. `report` replaces the
+tables of the page and the chart. Only `hosts` needs root; what it writes belongs to the user who called sudo.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import psutil
-import torch
 
 from benchmarks.scaling import hosts, jobs, measuring, report
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.config import UserError, run_main
-from zerokara.core.machine import describe_machine, git_commit
 from zerokara.core.report import read_json, write_json
 
 PARTS = ("local", "hosts", "report")
@@ -69,48 +65,52 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def open_results(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Read the results so far; with --again, forget those of the parts and jobs that are measured.
+    """Read the results so far; with --again, forget those that are measured anew.
 
     Raises:
-        UserError: the file is damaged, or has results of other options.
+        UserError: the file is damaged, or the parts measure and it has results of other options.
     """
     path = Path(arguments.results)
     results: dict[str, Any] = {"arguments": {}, "machines": {}, "recordings": {}, "local": {}, "hosts": {}}
     if path.exists():
         results = read_json(path, "delete it, or name another file by --results", **dict.fromkeys(results, dict))
-    if arguments.again and "local" in arguments.parts:
-        for job in arguments.jobs:
-            results["recordings"].pop(job, None)
-            results["local"].pop(job, None)
-        results["machines"].pop("local", None)
-    if arguments.again and "hosts" in arguments.parts:
-        results["hosts"] = {}
-        results["machines"].pop("hosts", None)
+    if arguments.again:
+        measuring.forget(results, arguments)
+    measures = bool(set(arguments.parts) & {"local", "hosts"})
     options = {name: getattr(arguments, name) for name in FIXED}
     saved = {name: results["arguments"].get(name, value) for name, value in options.items()}
     different = [name for name in FIXED if saved[name] != options[name]]
-    if different and results["recordings"]:
+    if measures and different and results["recordings"]:
         raise UserError(
             f"{path} has results with --{different[0].replace('_', '-')} {saved[different[0]]}: give this value, or "
             f"another file by --results."
         )
-    if set(arguments.parts) & {"local", "hosts"}:
+    if measures:
         results["arguments"] = options | {
             name: sorted(set(results["arguments"].get(name, [])) | set(getattr(arguments, name)))
             for name in ("processes", "hosts", "rates")
         }
+    compression = results["arguments"].get("gradient_compression", "none")
+    if compression != "none" and arguments.parts != ["local"]:
+        raise UserError(
+            f"hosts and report cannot be used with --gradient-compression {compression}, which neither the repetition "
+            f"nor the cost model has: start only the part local, or measure without it in another file by --results."
+        )
     return results
 
 
-def describe() -> dict[str, Any]:
-    """Return machine, load and versions of a measurement."""
-    return {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "commit": git_commit(),
-        "torch": torch.__version__,
-        "load_at_start": round(psutil.getloadavg()[0], 2),
-        **describe_machine(),
-    }
+@contextlib.contextmanager
+def owned_by_caller(path: Path) -> Iterator[None]:
+    """Create the folder of a file; after the block, give what is new to the user who called sudo."""
+    folders = [folder for folder in path.absolute().parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if os.geteuid() == 0 and {"SUDO_UID", "SUDO_GID"} <= os.environ.keys():
+            for each in (path, *folders):
+                if each.exists():
+                    os.chown(each, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     path, results = Path(arguments.results), open_results(arguments)
 
     def save() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, results)
+        with owned_by_caller(path):
+            write_json(path, results)
 
     with hosts.ending_by_exception():
         measure(arguments, results, save)
@@ -138,18 +138,16 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], save: measur
     """Do the measurements that are missing.
 
     Raises:
-        UserError: the kernel refused the namespaces, or a job was not recorded.
+        UserError: the kernel refused the namespaces, a job was not recorded, or another machine has measured before.
     """
-    machines = results["machines"]
+    machine = measuring.describe()
     if "local" in arguments.parts:
-        machines["local"] = machines.get("local") or describe()
-        measuring.measure_local(results, arguments, save)
+        measuring.measure_local(results, arguments, machine, save)
     if "hosts" in arguments.parts:
         absent = [job for job in arguments.jobs if job not in results["recordings"]]
         if absent:
             raise UserError(f"{arguments.results} has no recording of {absent[0]}: start the part local first.")
-        machines["hosts"] = machines.get("hosts") or describe()
-        measuring.measure_hosts(results, arguments, save)
+        measuring.measure_hosts(results, arguments, machine, save)
 
 
 def write_report(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -164,8 +162,11 @@ def write_report(arguments: argparse.Namespace, results: dict[str, Any]) -> None
     page = Path(arguments.page)
     if page.exists():
         text = report.replace_tables(page.read_text("utf-8"), content)
-        write_atomically(page, lambda file: file.write(text.encode()))
-    report.draw(results, Path(arguments.chart))
+        with owned_by_caller(page):
+            write_atomically(page, lambda file: file.write(text.encode()))
+    chart = Path(arguments.chart)
+    with owned_by_caller(chart):
+        report.draw(results, chart)
     print(content)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import torch.distributed as dist
+
+ADDRESS = "127.0.0.1"  # of a store of this machine
 TIMEOUT = "600"  # seconds that a process waits for the others, if one has failed
 
 
@@ -42,15 +45,15 @@ class Group:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process in self._processes:
-            if kind is not None:
+        if kind is not None:
+            for process in self._processes:
                 process.kill()
-            if process.stdin is not None:
-                process.stdin.close()
+        for process in self._processes:
+            with contextlib.suppress(OSError):  # an order that a process which has ended did not read
+                self._pipe(process, "stdin").close()
         for process in self._processes:
             process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            self._pipe(process, "stdout").close()
 
     def ask(self, orders: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Give an order to some of the processes, and return their answers in the same order.
@@ -63,10 +66,10 @@ class Group:
             RuntimeError: a process failed.
         """
         for number, order in orders.items():
-            print(json.dumps(order), file=self._pipe(number, "stdin"), flush=True)
+            print(json.dumps(order), file=self._pipe(self._processes[number], "stdin"), flush=True)
         answers = []
         for number in orders:
-            line = self._pipe(number, "stdout").readline()
+            line = self._pipe(self._processes[number], "stdout").readline()
             answer = json.loads(line) if line else {"error": "it has ended"}
             if "error" in answer:
                 raise RuntimeError(f"Process {number} of the measurement failed: {answer['error']}")
@@ -77,21 +80,29 @@ class Group:
         """Give the first `number` processes the same order, and return their answers."""
         return self.ask({index: {"do": do, **arguments} for index in range(number)})
 
-    def join(self, number: int, address: str, port: int) -> None:
-        """Let the first `number` processes form a group, and the others none."""
-        self.ask(
-            {
-                rank: {"do": "join", "rank": rank, "size": number, "address": address, "port": port}
-                for rank in range(number)
-            }
-        )
+    def join(self, number: int, address: str, port: int, *, has_store: bool = False) -> None:
+        """Let the first `number` processes form a group, and the others none.
 
-    def _pipe(self, number: int, name: str) -> Any:
-        return getattr(self._processes[number], name)
+        Args:
+            number: of processes.
+            address: of their store.
+            port: of their store.
+            has_store: the store exists (`make_store`); otherwise the first process makes it.
+        """
+        where = {"address": address, "port": port, "has_store": has_store}
+        self.ask({rank: {"do": "join", "rank": rank, "size": number, **where} for rank in range(number)})
+
+    @staticmethod
+    def _pipe(process: subprocess.Popen[str], name: str) -> Any:
+        return getattr(process, name)
 
 
-def free_port() -> int:
-    """Return a port that no program uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def make_store() -> Any:
+    """Return a TCPStore by which processes of this machine find each other, at a port that the kernel chooses."""
+    return dist.TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+
+
+def torchrun_variables(rank: int, size: int, address: str, port: int, *, has_store: bool) -> dict[str, str]:
+    """Return the environment variables that torchrun would set for a process; see `Group.join`."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
+    return dict(zip(names, map(str, (rank, rank, size, address, port, has_store)), strict=True))

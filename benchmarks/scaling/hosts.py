@@ -3,8 +3,8 @@
     with hosts(8) as names:
         set_rate(names, 1000)
 
-A namespace is a network stack of its own. All of them, the bridge included, are removed at the end, also after SIGINT
-or SIGTERM; those of a process that was killed are removed by the next one.
+A namespace is a network stack of its own. All of them, the bridge included, are removed at the end, also after SIGINT,
+SIGTERM or SIGHUP (a closed terminal); those of a process that was killed are removed by the next one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from zerokara.core.config import UserError
 
-PREFIX = "zerokara-scaling-"  # then the number of the process, and that of the host or "bridge"
+PREFIX = "zerokara-scaling-"  # then number and start of the process, and the number of the host or "bridge"
 INTERFACE = "eth0"  # of each host
 PORT = 29_500
 # A token bucket passes this many bytes at once. It must exceed the 64 KiB that the kernel hands over in one piece, and
@@ -29,6 +30,7 @@ BURST_BYTES = 128 << 10
 BURST_SECONDS = 1e-3
 PRIORITY = "-15"  # so that a process that slept or received a message does not wait for other programs
 FOLDER = Path("/run/netns")
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 WITHOUT = "or measure without them: python -m benchmarks.scaling local report"
 
 
@@ -63,8 +65,9 @@ def hosts(number: int) -> Iterator[list[str]]:
     """
     check_namespaces()
     remove_left_over()
-    names = [f"{PREFIX}{os.getpid()}-{host}" for host in range(number)]
-    bridge = f"{PREFIX}{os.getpid()}-bridge"
+    own = f"{PREFIX}{os.getpid()}-{start_of(os.getpid())}"
+    names = [f"{own}-{host}" for host in range(number)]
+    bridge = f"{own}-bridge"
     with ending_by_exception():
         try:
             _run("ip", "netns", "add", bridge)
@@ -106,9 +109,21 @@ def enter(name: str) -> list[str]:
 def remove_left_over() -> None:
     """Remove the namespaces of processes that have ended without removing them."""
     for path in FOLDER.glob(f"{PREFIX}*"):
-        owner = path.name.removeprefix(PREFIX).split("-")[0]
-        if not Path("/proc", owner).exists():
+        owner, start, *_ = path.name.removeprefix(PREFIX).split("-")
+        if start_of(owner) != start:
             _remove(path.name)
+
+
+def start_of(process: int | str) -> str:
+    """Return when a process has started, in clock ticks since the machine has; empty: there is no such process.
+
+    The kernel gives the number of a process that has ended to another one, which starts at another time.
+    """
+    try:
+        line = Path("/proc", str(process), "stat").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    return line.rpartition(")")[2].split()[19]  # proc(5): field 22; the name of the program, field 2, may have spaces
 
 
 def _remove(name: str) -> None:
@@ -127,24 +142,32 @@ def _run(*command: str) -> None:
 
 @contextlib.contextmanager
 def ending_by_exception() -> Iterator[None]:
-    """Inside the block, SIGTERM raises SystemExit, so that what was created is removed."""
+    """Inside the block, SIGTERM and SIGHUP raise SystemExit, so that what was created is removed.
+
+    A signal that this process ignores, as SIGHUP after nohup, remains ignored.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    handled = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in handled}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _set_handlers(before)
 
 
 @contextlib.contextmanager
 def _ignoring_signals() -> Iterator[None]:
-    """Inside the block, SIGINT and SIGTERM do nothing."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Inside the block, SIGINT, SIGTERM and SIGHUP do nothing."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *ENDING)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _set_handlers(before)
+
+
+def _set_handlers(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

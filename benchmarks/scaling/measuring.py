@@ -1,26 +1,34 @@
 """Measurements of `benchmarks.scaling`: on one machine, and on hosts that are network namespaces.
 
 Each measurement is one entry of the results, which are written after it, so that an interrupted program continues where
-it was.
+it was. The key "start" of each has date, load and commit of the start of the program that measured it.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import psutil
+import torch
+
 from benchmarks.scaling import hosts
-from benchmarks.scaling.group import Group, free_port
+from benchmarks.scaling.group import ADDRESS, Group, make_store
 from benchmarks.scaling.model import ring_bytes
 from benchmarks.scaling.recording import VOTE_BYTES, Recording, phases
 from zerokara.agents.pqn import SPIN
+from zerokara.core.config import UserError
+from zerokara.core.machine import describe_machine, git_commit
 
 Save = Callable[[], object]
+SAME = {"cpu": "the processor", "cores_usable": "usable cores:", "torch": "PyTorch"}  # in all results of a part
+STARTED = ("date", "commit", "load_at_start")  # may differ between results
 OTHER_SIZES = (1 << 16, 1 << 20)  # bytes of all-reduces that are measured besides those of the jobs
 REPEATS = 5  # of an all-reduce
 STEP_SECONDS = 1e-3  # of a step of the ring, for the number of all-reduces that are measured
@@ -31,7 +39,36 @@ def show(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def measure_local(results: dict[str, Any], arguments: argparse.Namespace, save: Save) -> None:
+def describe() -> dict[str, Any]:
+    """Return machine, load and versions of this start of the program."""
+    return {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "commit": git_commit(),
+        "torch": torch.__version__,
+        "load_at_start": round(psutil.getloadavg()[0], 2),
+        **describe_machine(),
+    }
+
+
+def add_machine(results: dict[str, Any], part: str, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Save the machine that measures a part, unless its first measurement did. Returns date, commit and load.
+
+    Raises:
+        UserError: the part has results of another machine, or of another version of PyTorch.
+    """
+    first = results["machines"].setdefault(part, machine)
+    for name in SAME:
+        if first[name] != machine[name]:
+            raise UserError(
+                f"The results of {part} were measured with {SAME[name]} {first[name]}, and this is {machine[name]}: "
+                f"give another file by --results, or measure all of them with --again."
+            )
+    return {name: machine[name] for name in STARTED}
+
+
+def measure_local(
+    results: dict[str, Any], arguments: argparse.Namespace, machine: Mapping[str, Any], save: Save
+) -> None:
     """Measure each job on this machine, with 1, 2, 4 processes of one thread, and record an iteration of it.
 
     With N processes, those that train together and N that do not communicate take turns. With two, one process of two
@@ -42,25 +79,28 @@ def measure_local(results: dict[str, Any], arguments: argparse.Namespace, save: 
         missing = [number for number in arguments.processes if str(number) not in entry]
         if not missing and job in results["recordings"]:
             continue
+        start = add_machine(results, "local", machine)
         count = max(arguments.processes) + 1  # the last one has two threads
         variables = dict([SPIN]) if job.startswith("pqn") else {}  # as the program sets it
         with tempfile.TemporaryDirectory() as folder, Group([()] * count, variables) as group:
             if job not in results["recordings"]:
                 show(f"{job}: recording")
                 options = {**vars(arguments), "folder": f"{folder}/recording"}
-                (results["recordings"][job],) = group.ask_all(1, "record", job=job, arguments=options)
+                (recording,) = group.ask_all(1, "record", job=job, arguments=options)
+                results["recordings"][job] = {**recording, "start": start}
+                for measured in results["hosts"].values():  # hosts repeated the recording before
+                    measured["jobs"].pop(job, None)
                 save()
             for number in missing:
                 show(f"{job}: {number} process{'es' * (number > 1)}")
-                entry[str(number)] = _alternate(group, job, number, arguments, folder)
+                entry[str(number)] = {**_alternate(group, job, number, arguments, folder), "start": start}
                 save()
 
 
-def _alternate(
-    group: Group, job: str, number: int, arguments: argparse.Namespace, folder: str
-) -> dict[str, dict[str, Any]]:
+def _alternate(group: Group, job: str, number: int, arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Measure items per second of a number of processes that train together, and of the alternatives, in turns."""
-    group.join(number, "127.0.0.1", free_port())
+    store = make_store()
+    group.join(number, ADDRESS, store.port, has_store=True)
     sides: dict[str, list[int]] = {"together": list(range(number))}
     if number > 1:
         sides["independent"] = sides["together"]
@@ -95,7 +135,9 @@ def _alternate(
     }
 
 
-def measure_hosts(results: dict[str, Any], arguments: argparse.Namespace, save: Save) -> None:
+def measure_hosts(
+    results: dict[str, Any], arguments: argparse.Namespace, machine: Mapping[str, Any], save: Save
+) -> None:
     """Measure all-reduces, and iterations with sleeps for computation, on hosts with links of several rates."""
     recordings = {job: Recording.from_dict(results["recordings"][job]) for job in arguments.jobs}
     sizes = all_sizes(recordings.values())
@@ -107,6 +149,7 @@ def measure_hosts(results: dict[str, Any], arguments: argparse.Namespace, save: 
     }
     if not missing:
         return
+    start = add_machine(results, "hosts", machine)
     with hosts.hosts(max(number for _, number in missing)) as names:
         variables = {"GLOO_SOCKET_IFNAME": hosts.INTERFACE, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # addresses have no names
         with Group([hosts.enter(name) for name in names], variables) as group:
@@ -119,20 +162,22 @@ def measure_hosts(results: dict[str, Any], arguments: argparse.Namespace, save: 
                     hosts.set_rate(names, rate)
                     entry = results["hosts"].setdefault(key(rate, number), {"collectives": {}, "jobs": {}})
                     for size in missing[rate, number][0]:
-                        entry["collectives"][str(size)] = _measure_all_reduce(group, number, rate, size)
+                        answer = _measure_all_reduce(group, number, rate, size)
+                        entry["collectives"][str(size)] = {**answer, "start": start}
                     save()
                     for job in missing[rate, number][1]:
                         if number == 1 and (same := _measured_alone(results, arguments, job)):
                             entry["jobs"][job] = same
-                            continue
-                        times = repetitions(recordings[job], number, rate, arguments.replay_seconds)
-                        order = {"recording": recordings[job].to_dict(), "updates": times}
-                        entry["jobs"][job] = _slowest(group.ask_all(number, "replay", **order))
+                        else:
+                            times = repetitions(recordings[job], number, rate, arguments.replay_seconds)
+                            order = {"recording": recordings[job].to_dict(), "updates": times}
+                            answer = _slowest(group.ask_all(number, "replay", **order))
+                            entry["jobs"][job] = {**answer, "start": start}
                         save()
                 group.ask_all(number, "leave")
 
 
-def _measured_alone(results: dict[str, Any], arguments: argparse.Namespace, job: str) -> dict[str, float] | None:
+def _measured_alone(results: dict[str, Any], arguments: argparse.Namespace, job: str) -> dict[str, Any] | None:
     """Return the measurement on one host with a link of another rate, which is not used."""
     for rate in arguments.rates:
         if found := results["hosts"].get(key(rate, 1), {}).get("jobs", {}).get(job):
@@ -166,7 +211,7 @@ def _times(seconds: float, each: float, most: int) -> int:
     return max(1, min(most, int(seconds / each)))
 
 
-def _measure_all_reduce(group: Group, number: int, rate: float, size: int) -> dict[str, float]:
+def _measure_all_reduce(group: Group, number: int, rate: float, size: int) -> dict[str, Any]:
     """Measure an all-reduce a few times, and return the shortest: other programs can only make it longer."""
     if number == 1:
         return {"seconds": 0.0, "sent": 0.0}
@@ -175,7 +220,7 @@ def _measure_all_reduce(group: Group, number: int, rate: float, size: int) -> di
     return min(answers, key=lambda answer: answer["seconds"])
 
 
-def _slowest(answers: list[dict[str, Any]]) -> dict[str, float]:
+def _slowest(answers: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the longest time of a process, and the most bytes that one has sent."""
     return {
         "seconds": round(max(answer["seconds"] for answer in answers), 7),
@@ -192,3 +237,28 @@ def _missing(
         [job for job in recordings if job not in entry.get("jobs", {})],
     )
     return todo if any(todo) else None
+
+
+def forget(results: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Remove what the parts measure anew: results of the jobs, numbers of processes and hosts, and rates asked for."""
+    if "hosts" in arguments.parts:
+        plain = [results["recordings"][job] for job in arguments.jobs if job in results["recordings"]]
+        sizes = all_sizes(Recording.from_dict(recording) for recording in plain)
+        for entry in (results["hosts"].get(key(rate, n), {}) for rate in arguments.rates for n in arguments.hosts):
+            _drop(entry.get("collectives", {}), map(str, sizes))
+            _drop(entry.get("jobs", {}), arguments.jobs)
+        _drop(results["hosts"], [name for name, entry in results["hosts"].items() if not any(entry.values())])
+    if "local" in arguments.parts:
+        _drop(results["recordings"], arguments.jobs)
+        for job in arguments.jobs:
+            _drop(results["local"].get(job, {}), map(str, arguments.processes))
+        _drop(results["local"], [job for job, entry in results["local"].items() if not entry])
+        if not results["recordings"] and not results["local"]:
+            results["machines"].pop("local", None)
+    if not results["hosts"]:
+        results["machines"].pop("hosts", None)
+
+
+def _drop(entries: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        entries.pop(name, None)

@@ -30,6 +30,7 @@ LINKS = {
     "NVLink": Link(3.4e-6, 450e9),
 }
 FACTORS = {1: "as measured (one core)", 50: "50 times as fast (assumed)"}
+PROVISIONAL = " (provisional)"  # after a number that other programs have changed
 MARKERS = {"computation": "o", "latency": "^", "bandwidth": "s"}
 
 
@@ -127,15 +128,34 @@ def tables(results: Mapping[str, Any]) -> str:
 
 def _machine_lines(results: Mapping[str, Any]) -> str:
     """Return when and where each part was measured, and if other programs were running."""
+    local = (*results["recordings"].values(), *(each for entry in results["local"].values() for each in entry.values()))
+    groups = [group for entry in results["hosts"].values() for group in entry.values()]
+    measured = {"local": local, "hosts": [each for group in groups for each in group.values()]}
     lines = []
     for part, machine in results["machines"].items():
+        starts = [_start(results, part, each) for each in measured[part]] or [machine]
+        dates = sorted({start["date"] for start in starts})
+        load = max(start["load_at_start"] for start in starts)
         line = (
-            f"- `{part}`: {machine['date']}, {machine['cpu']}, {machine['cores_usable']} cores, PyTorch "
-            f"{machine['torch']}; load average {machine['load_at_start']:.1f} before the measurement"
+            f"- `{part}`: {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {machine['cpu']}, "
+            f"{machine['cores_usable']} cores, PyTorch {machine['torch']}; load average {load:.1f} before the "
+            f"{'measurement' if len({str(start) for start in starts}) == 1 else 'measurements at most'}"
         )
-        busy = machine["load_at_start"] > BUSY
+        busy = load > BUSY
         lines.append(f"{line}: **other programs were running, so these figures are provisional**" if busy else line)
     return "\n".join(lines)
+
+
+def _start(results: Mapping[str, Any], part: str, measured: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return date and load of a measurement; one without them is of the first start of the part."""
+    start: Mapping[str, Any] = measured.get("start") or results["machines"][part]
+    return start
+
+
+def _mark(results: Mapping[str, Any], *measured: Mapping[str, Any]) -> str:
+    """Return what follows a result of these measurements on one machine: nothing if no other program was running."""
+    busy = any(_start(results, "local", each)["load_at_start"] > BUSY for each in measured)
+    return PROVISIONAL if busy else ""
 
 
 def _local_table(results: Mapping[str, Any]) -> str:
@@ -153,7 +173,8 @@ def _local_table(results: Mapping[str, Any]) -> str:
                 cells += ["-", "-"]
                 continue
             together, independent = (sides[side]["median"] for side in ("together", "independent"))
-            cells += [f"{together / one:.2f}", f"{together / independent:.2f}"]
+            mark = _mark(results, entry["1"], sides)
+            cells += [f"{together / one:.2f}{mark}", f"{together / independent:.2f}"]
         rows.append([job, *cells])
     numbers = [number for number in results["arguments"]["processes"] if number > 1]
     heads = [f"{number} processes: {what}" for number in numbers for what in ("speed-up", "of independent ones")]
@@ -172,7 +193,7 @@ def _threads_table(results: Mapping[str, Any]) -> str:
         if max(processes["values"]) < min(threads["values"]):
             faster = "threads"
         values = [f"{side['median']:,.1f}" for side in (processes, threads)]
-        rows.append([job, *values, f"{ratio:.2f}", faster])
+        rows.append([job, *values, f"{ratio:.2f}", f"{faster}{_mark(results, sides)}"])
     heads = ["job", "2 processes of 1 thread", "1 process of 2 threads", "ratio", "faster"]
     return _section("Two processes or two threads", heads, rows)
 

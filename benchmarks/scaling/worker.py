@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.scaling.group import torchrun_variables
 from benchmarks.scaling.jobs import JOBS, Work, make_compute
 from benchmarks.scaling.recording import FLOAT_BYTES, Recording, Replay, record
 from zerokara.core.distributed import World
-
-VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Worker:
@@ -39,16 +38,16 @@ class Worker:
         interface = os.environ.get("GLOO_SOCKET_IFNAME", "")
         self.sent = Path(f"/sys/class/net/{interface}/statistics/tx_bytes") if interface else None
 
-    def join(self, rank: int, size: int, address: str, port: int) -> dict[str, Any]:
+    def join(self, rank: int, size: int, address: str, port: int, has_store: bool) -> dict[str, Any]:
         """Join a group of processes, after leaving the one before."""
         self.leave()
         if size > 1:
-            values = (rank, rank, size, address, port)
-            os.environ |= dict(zip(VARIABLES, map(str, values), strict=True))
+            variables = torchrun_variables(rank, size, address, port, has_store=has_store)
+            os.environ |= variables
             try:
                 self._world = World.from_env("cpu")
             finally:
-                for name in VARIABLES:
+                for name in variables:
                     del os.environ[name]
         return {}
 

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.scaling import __main__ as scaling
@@ -61,7 +62,8 @@ def test_what_the_kernel_refuses_is_reported_and_all_is_removed(monkeypatch: pyt
     with pytest.raises(UserError, match=r"type bridge' \(Operation not permitted\): start as root"), hosts.hosts(2):
         pass
     deleted = [command.split()[-1] for command in commands if "delete" in command]
-    assert deleted == [f"{hosts.PREFIX}{os.getpid()}-{name}" for name in (0, 1, "bridge")]
+    own = f"{hosts.PREFIX}{os.getpid()}-{hosts.start_of(os.getpid())}"
+    assert deleted == [f"{own}-{name}" for name in (0, 1, "bridge")]
 
 
 def test_the_rate_is_set_with_a_bucket_of_a_millisecond(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,21 +80,57 @@ def test_the_rate_is_set_with_a_bucket_of_a_millisecond(monkeypatch: pytest.Monk
 def test_namespaces_of_a_process_that_has_ended_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands = record_commands(monkeypatch)
     monkeypatch.setattr(hosts, "FOLDER", tmp_path)
-    for name in (f"{hosts.PREFIX}999999999-3", f"{hosts.PREFIX}{os.getpid()}-0", "other"):
+    mine, start = f"{hosts.PREFIX}{os.getpid()}", int(hosts.start_of(os.getpid()))
+    # The second one is of a process whose number this one has got afterwards.
+    for name in (f"{hosts.PREFIX}999999999-7-3", f"{mine}-{start - 1}-0", f"{mine}-{start}-0", "other"):
         (tmp_path / name).touch()
     hosts.remove_left_over()
-    assert commands == [f"ip netns delete {hosts.PREFIX}999999999-3"]
+    left_over = [f"ip netns delete {hosts.PREFIX}999999999-7-3", f"ip netns delete {mine}-{start - 1}-0"]
+    assert sorted(commands) == sorted(left_over)
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_the_start_of_a_process_is_that_of_the_kernel() -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert int(hosts.start_of(os.getpid())) / ticks + psutil.boot_time() == pytest.approx(
+        psutil.Process().create_time(), abs=2
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_the_block_by_an_exception(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_DFL)  # a process of nohup ignores SIGHUP
+    try:
+        with pytest.raises(SystemExit) as ended, hosts.ending_by_exception():
+            signal.raise_signal(number)
+        assert ended.value.code == 128 + number
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_an_ignored_signal_remains_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as after nohup
+    try:
+        with hosts.ending_by_exception():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit), (signal.SIGINT, KeyboardInterrupt)],
+)
 def test_real_namespaces_are_removed_after_a_signal(number: signal.Signals, error: type[BaseException]) -> None:
     try:
         with hosts.hosts(0):
             pass
     except UserError as refused:
         pytest.skip(str(refused))
-    started = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore SIGINT
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    # A background process of a shell ignores SIGINT, and one of nohup SIGHUP.
+    started = {each: signal.signal(each, signal.SIG_DFL) for each in hosts.ENDING}
+    started[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers = {each: signal.getsignal(each) for each in started}
 
     def end_inside() -> None:
         with hosts.hosts(2) as names:
@@ -107,6 +145,7 @@ def test_real_namespaces_are_removed_after_a_signal(number: signal.Signals, erro
         with pytest.raises(error):
             end_inside()
         assert list(hosts.FOLDER.glob(f"{hosts.PREFIX}{os.getpid()}-*")) == []
-        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+        assert {each: signal.getsignal(each) for each in started} == handlers
     finally:
-        signal.signal(signal.SIGINT, started)
+        for each, handler in started.items():
+            signal.signal(each, handler)

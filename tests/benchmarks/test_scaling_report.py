@@ -21,10 +21,6 @@ RECORDING = Recording(
     networks={"1000000 elements": [1_000_000]},
     events=(Event("any", (0.25,)), Event("mean_gradients", (0.25,), "1000000 elements"), Event("end", (0.5,))),
 )
-TINY = (
-    *("--batch-size", "4", "--image-size", "32", "--width", "0.125", "--env", "zerokara/Catch-v0", "--num-envs", "4"),
-    *("--seconds", "0.01", "--repeats", "2", "--learn-first", "1"),
-)
 
 
 def make_results() -> dict[str, Any]:
@@ -33,7 +29,8 @@ def make_results() -> dict[str, Any]:
     results: dict[str, Any] = {
         "arguments": {"processes": [1, 2], "hosts": numbers, "rates": rates},
         "machines": {
-            "hosts": {"date": "2026-11-30", "cpu": "X", "cores_usable": 2, "torch": "2", "load_at_start": 3.0}
+            "hosts": {"date": "2026-11-30", "cpu": "X", "cores_usable": 2, "torch": "2", "load_at_start": 3.0},
+            "local": {"date": "2026-11-30", "cpu": "X", "cores_usable": 2, "torch": "2", "load_at_start": 0.1},
         },
         "recordings": {"dqn": RECORDING.to_dict()},
         "local": {
@@ -156,21 +153,27 @@ def test_results_of_other_options_are_not_mixed(tmp_path: Path) -> None:
         scaling.main(["local", "--results", str(path), "--batch-size", "32"])
 
 
-def test_processes_are_measured_and_an_interrupted_program_continues(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "results" / "r.json"
-    words = ["local", "--jobs", "classify", "--processes", "1", "2", "--results", str(path), *TINY]
-    monkeypatch.chdir(ROOT)  # the processes import benchmarks from the working folder
-    scaling.main(words)
-    results = json.loads(path.read_text())
-    entry = results["local"]["classify"]
-    assert {number: list(sides) for number, sides in entry.items()} == {
-        "1": ["together"],
-        "2": ["together", "independent", "threads"],
-    }
-    assert [len(side["values"]) for sides in entry.values() for side in sides.values()] == [2] * 4
-    assert Recording.from_dict(results["recordings"]["classify"]).items == 4
-    monkeypatch.setattr(measuring, "Group", None)  # nothing is measured again
-    scaling.main(words)
-    assert json.loads(path.read_text())["local"] == results["local"]
+def test_a_report_does_not_depend_on_options_of_the_measurements(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({**make_results(), "arguments": {**make_results()["arguments"], "batch_size": 32}}))
+    scaling.main(["report", "--results", str(path), "--page", str(tmp_path / "p"), "--chart", str(tmp_path / "c.png")])
+    assert (tmp_path / "c.png").exists()
+
+
+def test_results_of_a_busy_machine_are_marked() -> None:
+    """Four processes took part after two idle starts, when other programs were running; so did the threads' side."""
+    results = make_results()
+    idle, busy = ({"date": f"2026-12-0{day}", "load_at_start": load} for day, load in ((1, 0.2), (3, 2.5)))
+    results["machines"]["local"] = {**results["machines"]["hosts"], **idle}
+    results["arguments"]["processes"] = [1, 2, 4]
+    entry = results["local"]["dqn"]
+    entry["4"] = {**entry["2"], "start": busy}
+    text = report.tables(results)
+    (row,) = table(text, "On one machine")
+    assert row == ["dqn", "100.0 agent steps/s", "1.50", "0.94", "1.50 (provisional)", "0.94"]
+    assert table(text, "Two processes or two threads")[0][-1] == "processes"
+    assert "`local`: 2026-12-01 to 2026-12-03, X, 2 cores, PyTorch 2; load average 2.5 before the measurements" in text
+    entry["2"]["start"] = busy
+    text = report.tables(results)
+    assert table(text, "On one machine")[0][2] == "1.50 (provisional)"
+    assert table(text, "Two processes or two threads")[0][-1] == "processes (provisional)"
