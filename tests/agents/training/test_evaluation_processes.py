@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,8 +22,8 @@ class OneOfTwo(World):
     def gather(self, value: Any) -> list[Any]:
         return [value, value]
 
-    def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
-        return flag
+    def max(self, values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
+        return list(values)
 
     def broadcast_value(self, value: Any) -> Any:
         return value
