@@ -168,6 +168,20 @@ def strip(sampler: Sampler, points: Points, images: int) -> np.ndarray:
     return image_grid(torch.stack(columns, 1).flatten(0, 1), images)
 
 
+def check_strip(video: Path) -> None:
+    """Check that the strip beside a video replaces no other file than the strip of an earlier video of this name.
+
+    Raises:
+        UserError: there is another file: without the video, or of generative.project, which has a JSON file beside it.
+    """
+    path = video.with_suffix(".png")
+    if path.exists() and not (video.exists() and not video.with_suffix(".json").exists()):
+        raise UserError(
+            f"--strip writes {path}, which exists already and is not the strip of an earlier {video.name}: name "
+            f"another file with --out."
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Interpolate and write the video."""
     options = parse(Options, {}, argv, __doc__ or "")
@@ -179,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         else f"interpolation-{options.which}-{options.seed}.mp4"
     )
     path = finished.output_path(sampler, options.out, name)
+    if options.strip:
+        check_strip(path)
     total, progress = len(points.z_PNZ) * options.steps, Progress(silent=False)
 
     def frames_with_progress() -> Iterator[np.ndarray]:

@@ -76,7 +76,7 @@ from zerokara.core.eager_optim import Adam
 from zerokara.core.media import write_png
 from zerokara.core.progress import Progress
 from zerokara.generative.gan import finished
-from zerokara.generative.gan.latent_file import ProjectedPicture, save_latents
+from zerokara.generative.gan.latent_file import ProjectedPicture, check_replaceable, save_latents
 from zerokara.generative.gan.pictures import displayable, image_grid
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.style.config import BackboneOptions
@@ -296,6 +296,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = finished.output_path(sampler, options.out, f"projection-{options.which}-{options.seed}.png")
     if path.resolve() in {file.resolve() for file in pictures}:
         raise UserError(f"--out {path} is one of the pictures: name another file.")
+    latents = path.with_suffix(".json")
+    try:
+        check_replaceable(latents)
+    except OSError as error:
+        raise UserError(
+            f"{latents} cannot be replaced ({error_summary(error)}): name another file with --out."
+        ) from None
     network = None
     if options.feature_weight:
         network = make_loss_network(BackboneOptions(content_layers=LAYERS, style_layers=LAYERS)).on(sampler.compute)
@@ -312,7 +319,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         progress.close()
     pairs = torch.stack([torch.stack([*pictures.values()]), torch.stack([found.image_CHW for found in projections])], 1)
-    latents = path.with_suffix(".json")
     try:
         write_png(path, image_grid(pairs.flatten(0, 1), 2 * math.ceil(math.sqrt(len(pairs) / 2))))
         save_latents(

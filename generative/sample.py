@@ -8,7 +8,8 @@
     python -m generative.sample digits --psi 0.7                         # less diverse images
 
 An image depends only on its latent vector and label, not on other images of its batch. Images are numbered from 0,
-row by row; generative/arithmetic.py takes these numbers.
+row by row, except those of a contact sheet (--per-class), where the column is the number; generative/arithmetic.py
+takes these numbers.
 
 Truncation (--psi) multiplies each latent vector by psi. This is the formula of StyleGAN (Karras et al. 2019, appendix
 B), mean + psi (z - mean), applied to the latent vector itself, whose mean is 0. It is not the truncation of BigGAN,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests import bytecode
 from zerokara.core.data import lmdb_check
 from zerokara.core.machine import usable_cores
 from zerokara.core.zoo import registry as zoo
@@ -46,7 +44,6 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_finish() -> None:
     """Leave out of all garbage collections what stays to the end: modules and tests, a million objects."""
     gc.freeze()
-    sys.dont_write_bytecode = bytecode.DONT_WRITE
 
 
 @pytest.hookimpl(tryfirst=True)

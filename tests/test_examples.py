@@ -169,6 +169,20 @@ def test_the_page_generates_the_images_of_its_latents(dom: Callable[[str], str])
 
 @needs_onnx
 @needs_browser
+def test_the_page_reports_a_failure_and_an_old_file(page: Path, dom: Callable[[str], str]) -> None:
+    import onnx
+
+    model = onnx.load(page / "conditional-digits.onnx")
+    onnx.helper.set_model_props(model, {"classes": "[]", "update": "7"})  # the input of the class is missing
+    onnx.save(model, page / "old.onnx")
+    content = dom("model=old.onnx")
+    assert re.search(r'id="status">old\.onnx cannot generate this image: [^<]*labels[^<]*<', content), content
+    assert '<p id="old">' in content
+    assert '<p id="old" hidden="">' in dom("model=conditional-digits.onnx")
+
+
+@needs_onnx
+@needs_browser
 def test_the_page_shows_q_values_of_recorded_frames(page: Path, dom: Callable[[str], str]) -> None:
     table = dom("model=catch.onnx&step=12").partition('id="q-values">')[2].partition("</tbody>")[0]
     agent = zerokara.load_agent("catch", threads=1)

@@ -215,6 +215,16 @@ def decode(
     return image[..., None] if image.ndim == 2 else image
 
 
+def read_size(data: bytes, name: str) -> tuple[int, int]:
+    """Return (H, W) from the header of an image, before it is turned as its EXIF orientation says; decode no pixels.
+
+    Raises:
+        UserError: the file is empty or not an image, or it has more than 89 million pixels.
+    """
+    with _reading(data, name) as opened:
+        return opened.height, opened.width
+
+
 def _on_background(picture: Image.Image, background: Background) -> tuple[Image.Image, str]:
     """Place an image with transparency on a color. Returns it and the color; "" if no pixel is transparent."""
     colors = picture.convert("RGBA")
@@ -325,12 +335,19 @@ def convert_image_set(images: ImageSet, image_size: int | tuple[int, int] | None
 
 def _opened(data: bytes, name: str, *, apply_exif: bool = True) -> Image.Image:
     """Open and load an image."""
+    with _reading(data, name) as opened:
+        opened.load()
+        return ImageOps.exif_transpose(opened) if apply_exif else opened.copy()
+
+
+@contextmanager
+def _reading(data: bytes, name: str) -> Iterator[Image.Image]:
+    """Open an image without loading it, and turn errors of Pillow into a UserError."""
     if not data:
         raise UserError(f"{name} is empty: replace it with an undamaged copy, or remove it.")
     try:
         with _strict_pillow(), Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            return ImageOps.exif_transpose(opened) if apply_exif else opened.copy()
+            yield opened
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(
             f"{name} has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: make it smaller, or remove it."

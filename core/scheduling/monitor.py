@@ -67,13 +67,21 @@ class Monitor:
         elif stopped:
             self._progress.print(f"{job.name}: stopped; {last_line or 'no output yet'}")
         else:
-            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+            reason = f"killed by {signal_name(-code)}" if code < 0 else ""
             if code in (0, EXIT_STOPPED):
                 reason = "stopped from outside; repeat the same command to resume it."
             self.failed[job.name] = reason or last_line.removeprefix("error: ") or f"exit code {code}"
             self._progress.warn(
                 f"{job.name} failed, the other runs continue: {self.failed[job.name]} Complete output: {job.log}"
             )
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; "signal 40" of one without a name, as most real-time signals are."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def last_step(folder: Path) -> int:

@@ -308,14 +308,15 @@ def read_results(folder: Path) -> dict[str, float]:
 def differing_settings(runs: Sequence[SeedRun]) -> list[str]:
     """Describe the settings in which runs differ, because versions of zerokara with other defaults started them.
 
-    Raises:
-        UserError: config.json of a run is damaged.
+    A run whose config.json is damaged is named with the reason.
     """
-    configs = {
-        run.name: to_dict(from_dict(type(run.config), read_config(run.folder)["config"], str(run.folder)))
-        for run in runs
-    }
-    lines = []
+    configs, lines = {}, []
+    for run in runs:
+        try:
+            saved = read_config(run.folder)["config"]
+            configs[run.name] = to_dict(from_dict(type(run.config), saved, str(run.folder)))
+        except UserError as error:
+            lines.append(f"those of {run.name} are unknown: {error}")
     for field in (name for name in next(iter(configs.values()), {}) if name not in MAY_DIFFER):
         names: dict[str, list[str]] = {}
         for name, config in configs.items():
@@ -415,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(folder / "results.json", content)
     print_table(summary, results)
     if differences:
-        print(f"different versions of zerokara gave the runs different settings: {'; '.join(differences)}")
+        print(f"different versions of zerokara may have given the runs different settings: {'; '.join(differences)}")
     print(f"{len(finished)} of {len(runs)} runs are finished: {folder / 'results.json'}", flush=True)
     if failed:
         sys.exit(1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +31,7 @@ from zerokara.core.data.image_files import (
     convert_image_set,
     decode,
     is_hidden,
+    read_size,
     resize_and_crop,
 )
 from zerokara.core.data.splits import AnySplit, find_split_folders
@@ -232,7 +233,7 @@ def _audited(
                 progress(f"images read from {path}", index + 1, len(members))
             try:
                 image_HWC = decode(read(), f"{name} in {path}", background=background, audit=audit)
-                _check_readable_side(image_HWC, f"{name} in {path}")
+                _check_readable_side(image_HWC.shape, f"{name} in {path}")
             except UserError as error:
                 audit.left_out.append(str(error))
                 continue
@@ -240,9 +241,13 @@ def _audited(
                 image_HWC = resize_and_crop(image_HWC, size)
             elif max(image_HWC.shape[:2]) > MAX_SIDE:  # unresized photographs could fill the memory
                 height, width = image_HWC.shape[:2]
+                decoded.clear()
+                sizes.update(_sizes(members, index, path, progress))
+                side = _choose_side(sizes)
                 raise MixedSizes(
                     f"{name} in {path} has {width}x{height} pixels, and sides of {MIN_SIDE} to {MAX_SIDE} are "
-                    f"supported: resize all images with --image-size 64, for example."
+                    f"supported: resize all images with --image-size {side}, for example.",
+                    side,
                 )
             image_HWC = convert_channels(image_HWC, grayscale)
             sizes[image_HWC.shape[0], image_HWC.shape[1]] += 1
@@ -253,11 +258,10 @@ def _audited(
         raise UserError(f"There are no readable images in {path}{reason}")
     if len(sizes) > 1:
         (height, width), _ = sizes.most_common(1)[0]
-        median = statistics.median(min(size) for size in sizes.elements())
         raise MixedSizes(
             f"{path} has images of {len(sizes):,} sizes, most of {height}x{width} pixels: resize all to one size with "
             f"--image-size {min(MAX_SIDE, max(MIN_SIDE, min(height, width)))}, for example.",
-            next((side for side in CHOSEN_SIDES if side <= median), CHOSEN_SIDES[-1]),
+            _choose_side(sizes),
         )
     color = any(image.shape[2] == 3 for image in decoded)
     if color and (gray := sum(image.shape[2] == 1 for image in decoded)):
@@ -271,18 +275,37 @@ def _audited(
     return images, [f"{path}: {len(decoded):,} images", *audit.messages()]
 
 
-def _check_readable_side(image_HWC: np.ndarray, name: str) -> None:
+def _choose_side(sizes: Counter[tuple[int, int]]) -> int:
+    """Return the size for images of several sizes, from the number of images of each (H, W)."""
+    median = statistics.median(min(size) for size in sizes.elements())
+    return next((side for side in CHOSEN_SIDES if side <= median), CHOSEN_SIDES[-1])
+
+
+def _check_readable_side(shape: Sequence[int], name: str) -> None:
     """Check that an image is large enough to be resized.
 
     Raises:
         UserError: it has a side below MIN_READABLE_SIDE.
     """
-    height, width = image_HWC.shape[:2]
+    height, width = shape[:2]
     if min(height, width) < MIN_READABLE_SIDE:
         raise UserError(f"{name} has {width}x{height} pixels: at least {MIN_READABLE_SIDE} per side are needed.")
 
 
 Member = tuple[str, str, Callable[[], bytes]]  # name, class, function that reads its bytes
+
+
+def _sizes(members: Sequence[Member], first: int, path: Path, progress: Progress | None) -> Iterator[tuple[int, int]]:
+    """Yield (H, W) of the readable images from number `first` on, without decoding them."""
+    for index, (name, _, read) in enumerate(members[first:], first):
+        if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
+            progress(f"sizes of images read from {path}", index + 1, len(members))
+        try:
+            size = read_size(read(), f"{name} in {path}")
+            _check_readable_side(size, f"{name} in {path}")
+        except UserError:
+            continue  # it is named when the resized images are read
+        yield size
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,18 @@ def save_latents(path: Path, sampler: Sampler, pictures: Sequence[ProjectedPictu
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def check_replaceable(path: Path) -> None:
+    """Check that `save_latents` replaces no other file than its own.
+
+    Raises:
+        UserError: another file has this name.
+    """
+    if path.exists() and not _is_ours(_read(path)):
+        raise UserError(
+            f"{path} exists already and is not a file of latent vectors ({FORMAT}): name another file with --out."
+        )
+
+
 def load_latents(path: Path, sampler: Sampler) -> tuple[Tensor, Tensor | None]:
     """Read latent vectors (N, Z) and labels (N,), or None for an unconditional generator.
 
@@ -68,15 +81,13 @@ def load_latents(path: Path, sampler: Sampler) -> tuple[Tensor, Tensor | None]:
     """
     again = f"write it again with {program_command('generative.project')}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _read(path)
     except OSError as error:
         raise UserError(
             f"--latents {path} cannot be read ({error_summary(error)}): give a file that "
             f"{program_command('generative.project')} has written."
         ) from None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not _is_ours(content):
         raise UserError(f"{path} is not a file of latent vectors ({FORMAT}): {again}.")
     if any(content.get(key) != value for key, value in _belongs_to(sampler).items()):
         raise UserError(
@@ -96,6 +107,22 @@ def load_latents(path: Path, sampler: Sampler) -> tuple[Tensor, Tensor | None]:
     if not rows or not valid:
         raise UserError(f"The latent vectors in {path} are damaged: {again}.")
     return torch.tensor(rows), torch.tensor(labels) if sampler.class_names else None
+
+
+def _read(path: Path) -> Any:
+    """Read a JSON file; None if it is none.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_ours(content: Any) -> bool:
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def _belongs_to(sampler: Sampler) -> dict[str, object]:

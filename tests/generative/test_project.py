@@ -200,6 +200,7 @@ def test_a_negative_is_noticed(
         (["gan.safetensors", "1.png", "--restarts", "9", "--candidates", "8"], "at least as many candidates"),
         (["gan.safetensors", "1.png", "--out", "a.jpg"], r"ends in \.png"),
         (["gan.safetensors", "1.png", "--out", "./1.png"], "is one of the pictures"),
+        (["gan.safetensors", "1.png", "--out", "config.png"], r"config\.json exists already and is not a file of lat"),
         ([], "No run was named"),
     ],
 )
@@ -208,10 +209,12 @@ def test_mistakes_create_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(saved(tmp_path, make_sampler()), 1)
+    Path("config.json").write_text('{"kind": "dcgan"}')
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message):
         project.main([*words, *HERE])
     assert sorted(tmp_path.rglob("*")) == before
+    assert Path("config.json").read_text() == '{"kind": "dcgan"}'
 
 
 # ---- files of latent vectors
@@ -267,6 +270,15 @@ def test_a_walk_between_two_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyP
     middle = sampler.generate(half)
     for column, expected in zip(columns, (ends[0, 0], middle[0, 0], ends[1, 0]), strict=True):
         assert np.abs(column.astype(int) - expected.int().numpy()).max() <= 1
+    interpolate.main([*walk, "--strip", "2"])  # it replaces its own files
+    with Image.open("runs/outputs-gan/media/pair-walk.png") as strip:
+        assert strip.width < 5 * 57 - 1
+    Path("pair.png").write_text("of generative.project")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"--strip writes pair\.png, which exists already and is not the strip of"):
+            interpolate.main([*walk, "--strip", "5", "--out", "pair.mp4"])
+        Path("pair.mp4").touch()
+    assert Path("pair.png").read_text() == "of generative.project"
     with pytest.raises(UserError, match="--number has no effect without random latent vectors"):
         interpolate.main([*walk, "--number", "2"])
     save_latents(Path("pair.json"), sampler, [ProjectedPicture("a.png", z_NZ[0], 0, 0.0)])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from unittest import mock
+
 from torch import Tensor
 
 from zerokara.agents.viewing.loading import load_agent
@@ -15,12 +16,11 @@ def unchanged(tensor: Tensor, *arguments: object, **options: object) -> Tensor:
     return tensor
 
 
-for method in ("normal_", "uniform_"):
-    setattr(torch.Tensor, method, unchanged)
 make_backbone("impala", 4, 84, pool="mean")
 for name, backbone in BACKBONES.items():
-    make_backbone(name, *backbone.default_input)
-    with on_meta_device():
+    with mock.patch.multiple(Tensor, normal_=unchanged, uniform_=unchanged):
+        make_backbone(name, *backbone.default_input)
+    with on_meta_device():  # with PyTorch's own functions, whose first call on this device imports the compiler
         make_backbone(name, *backbone.default_input)
     print(name)
 load_agent("pong")

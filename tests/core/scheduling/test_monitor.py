@@ -35,6 +35,7 @@ def test_results_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(2, "error: There is no game.")[0] == {"a": "There is no game."}
     assert ended(3, "")[0] == {"a": "exit code 3"}
     assert ended(-signal.SIGKILL, "step 3")[0] == {"a": "killed by SIGKILL"}
+    assert ended(-40, "step 3")[0] == {"a": "killed by signal 40"}  # a real-time signal
     outside = "stopped from outside; repeat the same command to resume it."
     assert ended(EXIT_STOPPED, "saved")[0] == {"a": outside}
     assert ended(0, "saved", finished=False)[0] == {"a": outside}

@@ -146,6 +146,28 @@ def test_settings_of_different_versions_are_named(tmp_path: Path) -> None:
         f"--learning-rate {rate} in s-1, 0.125 in s-2",
     ]
     assert seeds.differing_settings([]) == []
+    (runs[0].folder / "config.json").write_text('{"kind": ')
+    (line,) = seeds.differing_settings(runs)
+    assert line.startswith("those of s-1 are unknown: runs/s-1/config.json is damaged or cannot be read (")
+
+
+def test_a_damaged_config_does_not_prevent_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (1, 2):
+        run = Path("runs", f"s-{seed}")
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").write_text(json_line(1, {"final/validation_error": seed / 10}))
+        (run / "config.json").write_text("{" if seed == 2 else "[]")
+        seeds.mark_finished(run.name, Path("runs/s"), "done")
+    command = seeds.command_content("vision.classify", TINY, ("s-1", "s-2"))
+    Path("runs/s/seeds.json").write_text(json.dumps(command))
+    seeds.main([*PROGRAM, "--", *TINY])
+    results = json.loads(Path("runs/s/results.json").read_text())
+    assert results["summary"]["final/validation_error"]["mean"] == pytest.approx(0.15)
+    assert [line.partition(":")[0] for line in results["differences"]] == [
+        "those of s-1 are unknown",
+        "those of s-2 are unknown",
+    ]
+    assert "2 of 2 runs are finished" in capsys.readouterr().out
 
 
 def test_results_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
