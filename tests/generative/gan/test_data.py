@@ -17,7 +17,7 @@ from PIL import Image
 
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
-from zerokara.core.data import Split, glyphs
+from zerokara.core.data import Split, glyphs, image_files
 from zerokara.envs.frames import record
 from zerokara.generative.gan import data as gan_data
 from zerokara.generative.gan.config import PRESETS, Config
@@ -215,7 +215,7 @@ def test_held_out_frames_are_of_separate_episodes(monkeypatch: pytest.MonkeyPatc
 
 def test_after_a_large_image_only_sizes_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
-    original = gan_data.decode
+    original = image_files.decode
 
     def decode(data: bytes, name: str, **options: Any) -> np.ndarray:
         decoded.append(name)
