@@ -4,7 +4,7 @@ A game keeps its state in arrays whose first axis is the environment. It impleme
 an episode (`_start`) and drawing (`_draw`). The frame is a pure function of the state and is redrawn at every step, so
 a restored state needs no saved canvas.
 
-The same is written in C, which is about ten times as fast (compiled.py). NumPy is the reference, and what is used where
+The same is written in C, which is 1.3 to 4 times as fast (compiled.py). NumPy is the reference, and what is used where
 there is no C compiler. Both have the same results and states.
 
 The colors of a game are defined as RGB, and no two have the same luminance. Grayscale frames are drawn with the
