@@ -52,7 +52,7 @@ print(time.perf_counter() - began)
 
 
 class Setting(NamedTuple):
-    """What is measured."""
+    """Environment that is measured, with or without replay writes."""
 
     options: dict[str, Any]  # of the environment
     replay: bool = False  # each step is written to a replay buffer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -188,13 +188,15 @@ def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_action
     )
 
 
-def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
-    """Create the Q-network of a PQN config, initialized as in the published code (He et al. 2015).
+NetworkT = TypeVar("NetworkT", bound=QNetwork)
 
-    A backbone of one's own or one with its own initialization keeps it. It gets `layer_norm` if it has this option.
-    """
+
+def _plain_network(
+    make: type[NetworkT], config: pqn.Config | stream.Config, obs_shape: tuple[int, int, int], num_actions: int
+) -> NetworkT:
+    """Create a Q-network without dueling streams. The backbone gets `layer_norm`, too, if it has this option."""
     has_layer_norm = "layer_norm" in option_names(config.backbone)
-    network = QNetwork(
+    return make(
         obs_shape,
         num_actions,
         backbone=config.backbone,
@@ -204,6 +206,14 @@ def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_ac
         layer_norm=config.layer_norm,
         backbone_options={"layer_norm": config.layer_norm} if has_layer_norm else None,
     )
+
+
+def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
+    """Create the Q-network of a PQN config, initialized as in the published code (He et al. 2015).
+
+    A backbone of one's own or one with its own initialization keeps it.
+    """
+    network = _plain_network(QNetwork, config, obs_shape, num_actions)
     keeps_weights = network.has_custom_backbone or network.backbone.has_own_initialization
     for module in network.backbone.modules():
         if isinstance(module, nn.Conv2d) and not keeps_weights:
@@ -231,17 +241,7 @@ def make_stream_network(config: stream.Config, obs_shape: tuple[int, int, int], 
     The hidden layer has a leaky ReLU; a backbone has its own activation, which of `stream` is a leaky ReLU, too. A
     backbone of one's own keeps its initialization and its normalization.
     """
-    has_layer_norm = "layer_norm" in option_names(config.backbone)
-    network = StreamNetwork(
-        obs_shape,
-        num_actions,
-        backbone=config.backbone,
-        width=config.width_multiplier,
-        hidden_units=config.hidden_units,
-        dueling=False,
-        layer_norm=config.layer_norm,
-        backbone_options={"layer_norm": config.layer_norm} if has_layer_norm else None,
-    )
+    network = _plain_network(StreamNetwork, config, obs_shape, num_actions)
     network.advantage[2] = nn.LeakyReLU()
     for name, module in list(network.named_modules()):
         if name.startswith("backbone") and network.has_custom_backbone:

@@ -59,7 +59,7 @@ class Job:
     make: Callable[[argparse.Namespace, Compute, World, int], Work]
     """Create the training: arguments, hardware settings, processes, and how many processes' items each has."""
     unit: str
-    """What `Work.items` counts."""
+    """Unit of `Work.items`."""
     overlaps: bool = False
     """Gradients are averaged during the backward pass."""
 

@@ -97,7 +97,7 @@ class Prediction:
     efficiency: float
     """Length of the iteration on one host over that on all."""
     bound: Bound
-    """What takes longest of computation, latency and bandwidth, the latter two without what overlaps."""
+    """Longest of computation, latency and bandwidth, the latter two without the part that overlaps."""
 
     def speedup(self, hosts: int) -> float:
         """Return items per second of all hosts over those of one."""
