@@ -164,6 +164,8 @@ class Cluster:
                 on_node = task.options(scheduling_strategy=strategy(node["NodeID"], soft=False))
                 seen = ray.get(on_node.remote(self.mark), timeout=CHECK_SECONDS)
             except ray.exceptions.RayError as error:
+                if node["NodeID"] not in {other["NodeID"] for other in self.nodes()}:
+                    continue  # it has left the cluster in the meantime
                 raise UserError(
                     f"The node {name} of the cluster cannot run zerokara ({_last_line(error)}): install zerokara and "
                     f"its packages there, or remove the node with: ray stop."

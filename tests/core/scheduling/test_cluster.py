@@ -232,6 +232,22 @@ def test_a_cluster_that_does_not_answer_and_a_node_without_zerokara(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_node_that_leaves_while_it_is_asked_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = use(monkeypatch, NODE, NODE)
+    task, asked, warnings = ray.task, list[int](), list[str]()
+
+    def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+        asked.append(len(ray.resources))
+        if len(asked) == 2:
+            ray.resources, ray.seen = ray.resources[:1], ray.exceptions.RayError("The node has died.")
+        return task(function, *arguments)
+
+    monkeypatch.setattr(ray, "task", ask)
+    with connect(AUTO, warnings.append):
+        pass
+    assert (asked, warnings) == ([2, 2], [])
+
+
 def test_a_missing_ray_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"not installed: pip install 'zerokara\[cluster\]'"), connect(AUTO, print):
