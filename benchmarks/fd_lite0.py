@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,7 @@ def main() -> None:
         result = score_accuracy(arguments)
     else:
         result = score_baselines(arguments)
-        Console(stderr=True).print(make_table(result))
+        Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(make_table(result))
     print(json.dumps(result, indent=2))
 
 

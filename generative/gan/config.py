@@ -159,6 +159,15 @@ class Config(BatchNormOptions):
     """Version of --diffaugment: as published, or as in zerokara 0.1. In 0.1 the hole of cutout has one position too few
     on each axis if its side is even, halves are rounded to even numbers, and R1 and R2 are those of augmented
     images."""
+    ada: tuple[Literal["blit", "geometry", "color"], ...] = ()
+    """Adaptive augmentation of the discriminator's input. Each transformation has a probability that rises while the
+    discriminator overfits, as in Karras et al. 2020. blit: flips, quarter turns and shifts."""
+    ada_target: Fraction = 0.6
+    """Target of ADA's heuristic E[sign(D(x))] (0: constant probability)."""
+    ada_probability: Fraction = 0.0
+    """Probability of ADA's transformations at the start."""
+    ada_images: Count = 500_000
+    """Real images in which ADA's probability can rise from 0 to 1."""
     flip: bool = False
     """Flip real images horizontally with probability 0.5."""
 
@@ -234,13 +243,17 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
 
     Raises:
         UserError: as in `core.run_config.configure`; an unknown backbone or a loss of one's own that cannot be loaded;
-            --rollback without --resume.
+            --rollback without --resume; adaptive augmentation whose probability stays 0.
     """
     config = configure(
         Config, PRESETS, argv, description, kind=KIND, name_fields=("data", "preset", "seed"), changeable=CHANGEABLE
     )
     if config.rollback and not config.resume:
         raise UserError("--rollback needs an existing run: add --resume and its --name.")
+    if config.ada and not (config.ada_target or config.ada_probability):
+        raise UserError(
+            "--ada-target 0 keeps the probability of --ada constant, and it is 0: give an --ada-probability above 0."
+        )
     from zerokara.core.backbones.registry import find_backbone  # imports PyTorch
     from zerokara.generative.gan.custom_loss import find_loss
 

@@ -22,6 +22,7 @@ from zerokara.core.distributed import World
 from zerokara.core.divergence import has_finite_weights, pop_means
 from zerokara.core.eager_optim import Adam
 from zerokara.core.ema import Ema
+from zerokara.generative.gan.ada import AdaptiveAugmentation
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.diffaugment import augment
 from zerokara.generative.gan.networks import Discriminator, Generator, LatentGenerator, R3Generator
@@ -86,6 +87,7 @@ class Learner:
         half_life = config.ema_half_life_updates
         self.ema = Ema(self.generator, half_life) if half_life else None
         self.random = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
+        self.ada = AdaptiveAugmentation(config, world, compute.torch_device) if config.ada else None
         self.compiled_discriminator_forward = compute.function(discriminator_forward)
         self.compiled_generator_forward = compute.function(generator_forward)
         # Their gradients are averaged over the processes.
@@ -120,6 +122,8 @@ class Learner:
 
     def discriminator_input(self, x_BCHW: Tensor) -> Tensor:
         """Augment images and add instance noise to them (Sønderby et al. 2017, section 3.5)."""
+        if self.ada is not None:
+            x_BCHW = self.ada.augment(x_BCHW, self.random)
         x_BCHW = augment(x_BCHW, self.config.diffaugment, self.random, self.config.diffaugment_version)
         if not (self.config.instance_noise or self.config.final_instance_noise):
             return x_BCHW
@@ -129,6 +133,8 @@ class Learner:
     def record(self, name: str, value: Tensor) -> None:
         """Add to a metric of this update: a scalar, or the values of several metrics, from `name` on in `SUMS`."""
         first = SUMS.index(name)
+        if name == "d_accuracy_real" and self.ada is not None:
+            self.ada.observe(value.detach()[0])
         self._sums[first : first + value.numel()] += value.detach()
 
     def step_discriminator(self) -> None:
@@ -145,6 +151,8 @@ class Learner:
         """Count an update of both networks."""
         self._sums[-1] += 1
         self.updates += 1
+        if self.ada is not None:
+            self.ada.finish_update(self.updates)
 
     def _step(self, module: nn.Module, optimizer: torch.optim.Optimizer, index: int) -> None:
         """Measure the norm of the gradients every few updates, and do the optimizer's step."""
@@ -184,6 +192,7 @@ class Learner:
         return {
             **pop_means(sums, [f"train/{name}" for name in SUMS]),
             **pop_means(self._norms, ("train/g_grad_norm", "train/d_grad_norm")),
+            **({} if self.ada is None else self.ada.metrics()),
         }
 
     def has_finite_weights(self) -> bool:
@@ -204,6 +213,8 @@ class Learner:
             "norms": self._norms,
             "updates": self.updates,
         }
+        if self.ada is not None:
+            state["ada"] = self.ada.state_dict()
         for name, parallel in self._parallel().items():
             if communication := parallel.state_dict():
                 state[name] = communication
@@ -221,6 +232,8 @@ class Learner:
         self._sums.copy_(state["sums"])
         self._norms.copy_(state["norms"])
         self.updates = state["updates"]
+        if self.ada is not None:
+            self.ada.load_state_dict(state["ada"])
         for name, parallel in self._parallel().items():
             parallel.load_state_dict(state.get(name, {}))
 

@@ -103,6 +103,11 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "diffaug": "diffaugment",
     "diff_aug": "diffaugment",
     "apply_diffaug": "diffaugment",
+    "augpipe": "is --ada here: blit, geometry and color are StyleGAN's b, g and c.",
+    "aug": "is --ada here for adaptive augmentation, with --ada-target 0 for a fixed probability.",
+    "target": "ada_target",
+    "ada_kimg": "is --ada-images here, in images and not in thousands.",
+    "p": "ada_probability",
     "sn": "spectral_norm",
     "random_flip": "flip",
     "xflip": "flip",
@@ -183,7 +188,17 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "beta2",
         "ema_half_life_updates",
     ),
-    "augmentation": ("flip", "diffaugment", "diffaugment_version", "instance_noise", "final_instance_noise"),
+    "augmentation": (
+        "flip",
+        "diffaugment",
+        "diffaugment_version",
+        "ada",
+        "ada_target",
+        "ada_probability",
+        "ada_images",
+        "instance_noise",
+        "final_instance_noise",
+    ),
     "evaluation": ("eval_every_updates", "eval_images", "classifier"),
     "logging": (
         "log_every_updates",
@@ -214,6 +229,7 @@ def _has_norm(config: Any) -> bool:
 
 
 _FRAMES: Requirement = (lambda config: config.data.startswith("frames:"), "--data frames:<environment id>")
+_ADA: Requirement = (lambda config: bool(config.ada), "--ada")
 _DCGAN: Requirement = (lambda config: config.generator == "dcgan", "--generator dcgan")
 
 REQUIRES: Mapping[str, Requirement] = {
@@ -226,6 +242,9 @@ REQUIRES: Mapping[str, Requirement] = {
         "a --backbone with the option norm, such as dcgan",
     ),
     "diffaugment_version": (lambda config: bool(config.diffaugment), "--diffaugment"),
+    "ada_target": _ADA,
+    "ada_probability": _ADA,
+    "ada_images": _ADA,
     "label_smoothing": (lambda config: config.loss == "bce", "--loss bce"),
     "penalty_every_updates": (
         lambda config: config.r1 > 0 or config.r2 > 0 or config.gradient_penalty > 0,

@@ -21,6 +21,7 @@ from zerokara.generative.gan.learner import Learner, draw_latents, recalibration
 
 SHAPE = (1, 28, 28)
 NO_NOISE = ("--instance-noise", "0", "--final-instance-noise", "0")
+ADA = ("--ada", "blit", "geometry", "color", "--ada-probability", "0.5")
 CPU = Compute(device="cpu", threads=1)
 
 
@@ -163,7 +164,7 @@ def test_snapshot_changes_neither_weights_nor_random_numbers() -> None:
 @pytest.mark.parametrize("loss", ["bce", "least-squares", "hinge", "wasserstein", "relativistic"])
 def test_losses_are_finite_in_bfloat16(loss: str) -> None:
     bf16 = Compute(device="cpu", threads=1, precision="bfloat16", channels_last=True)
-    it = learner("--loss", loss, "--diffaugment", "color", "translation", "cutout", "--flip", compute=bf16)
+    it = learner("--loss", loss, "--diffaugment", "color", "translation", "cutout", "--flip", *ADA, compute=bf16)
     for _ in range(3):
         update(it, *batch())
     metrics = it.read_metrics()
@@ -253,6 +254,41 @@ def test_penalties_are_those_of_images_before_augmentation(name: str, version: s
     _, metrics = discriminator_forward(it, real, fake, None, penalize=True)
     assert float(metrics[4]) == pytest.approx(0.25 * float(gradient.square().sum()) / 8, rel=1e-4)
     assert not real.requires_grad, "the images of the generator's step need no gradients"
+
+
+def test_penalties_are_those_of_images_before_adaptive_augmentation() -> None:
+    it = learner("--discriminator-norm", "none", *NO_NOISE, "--r1", "0.5", *ADA, "--ada-probability", "0.8")
+    real, fake = (torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 2 - 1 for seed in (4, 5))
+    it.random.manual_seed(6)
+    x = real.clone().requires_grad_()
+    augmented = it.discriminator_input(x)
+    assert float((augmented - x).detach().abs().amax((1, 2, 3)).min()) > 0.1
+    (gradient,) = torch.autograd.grad(it.discriminator(augmented, None).sum(), x)
+    it.random.manual_seed(6)
+    _, metrics = discriminator_forward(it, real, fake, None, penalize=True)
+    assert float(metrics[4]) == pytest.approx(0.25 * float(gradient.square().sum()) / 8, rel=1e-4)
+    update(it, *batch())  # the penalty has second derivatives
+    assert it.has_finite_weights()
+
+
+def test_adaptive_augmentation_follows_the_scores_of_real_images() -> None:
+    """Two accumulated parts are one update; the probability moves at every fourth by 4 * 8 / 320 images."""
+    words = ("--ada", "color", "--ada-probability", "0.5", "--ada-images", "320", "--accumulation-steps", "2")
+    for target, score, expected in (("0.5", -1, 0.4), ("0.5", 1, 0.6), ("0", 1, 0.5)):
+        it = learner(*words, "--ada-target", target, "--discriminator-learning-rate", "1e-9")
+        with torch.no_grad():  # weights of one sign: leaky ReLU's outputs are mostly positive
+            it.discriminator.head.weight.abs_()
+            it.discriminator.head.weight.mul_(score)
+        accuracies = []
+        for number in range(4):
+            assert float(it.read_metrics()["train/ada_probability"]) == 0.5
+            update(it, *batch())
+            accuracies.append(float(it.read_metrics()["train/d_accuracy_real"]))
+            assert it.updates == number + 1
+        metrics = it.read_metrics()
+        assert float(metrics["train/ada_probability"]) == pytest.approx(expected)
+        if target != "0":
+            assert float(metrics["train/ada_overfitting"]) == pytest.approx(2 * sum(accuracies) / 4 - 1)
 
 
 def test_penalties_need_the_same_images_without_augmentation() -> None:
@@ -377,6 +413,7 @@ def test_latent_distributions() -> None:
         ("--loss", "wasserstein", "--gradient-penalty", "10", "--discriminator-norm", "none"),
         ("--accumulation-steps", "2", "--diffaugment", "color", "translation", "cutout"),
         ("--r1", "1", "--discriminator-norm", "none", "--penalty-every-updates", "2"),
+        (*ADA, "--ada-images", "100"),
         ("--instance-noise", "0.3", "--label-smoothing", "0.1", "--flip", "--upsample", "resize"),
     ],
     ids=" ".join,
