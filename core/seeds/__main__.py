@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import shlex
-import statistics
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,10 +46,6 @@ TRAINING_PROGRAMS = (
     *("vision.segment", "vision.detect", "vision.caption", "vision.binary"),
 )
 SET_HERE = ("--name", "--seed", "--resume")
-RESULT_GROUPS = ("final/", "eval/")  # of metrics: results of a finished run; without them, its last evaluation
-
-Numbers = Mapping[str, float | int | None]
-"""Runs, mean and sample standard deviation (None for a single run) of a metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,20 +131,27 @@ def read_command_line(argv: Sequence[str] | None, description: str) -> tuple[Opt
 if __name__ == "__main__":
     check_command_line(read_command_line, __doc__)  # before the imports below, which take seconds
 
-from rich.console import Console
-
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.metrics import read_metrics
-from zerokara.core.progress import Progress, format_value
-from zerokara.core.report import read_json, tables_within, write_json
+from zerokara.core.progress import Progress
+from zerokara.core.report import read_json, write_json
 from zerokara.core.run_folder import check_name, read_config
 from zerokara.core.run_options import HARDWARE_FIELDS
 from zerokara.core.scheduling.monitor import Monitor
 from zerokara.core.scheduling.resources import available_devices, divide_cores
 from zerokara.core.scheduling.runs import train_runs
+from zerokara.core.seeds.results import finite, print_table, read_all_results, summarize
 
 MAY_DIFFER = frozenset({"name", "seed", "resume", "quiet", "track", *HARDWARE_FIELDS})  # between the runs
 COMMAND_FILE = "seeds.json"  # in the folder of the results: program and arguments of the first start
+
+
+def device_of(module: str, arguments: Sequence[str]) -> str:
+    """Return the device that the arguments of a training program select; without --device it is "auto".
+
+    Raises:
+        UserError: an argument is invalid.
+    """
+    return str(importlib.import_module(f"zerokara.{module}").read_config(arguments).device)
 
 
 def plan_runs(options: Options, module: str, arguments: Sequence[str], devices: Sequence[str]) -> list[SeedRun]:
@@ -159,7 +160,7 @@ def plan_runs(options: Options, module: str, arguments: Sequence[str], devices: 
     Args:
         module: of the training program.
         arguments: of the training program, which all runs share.
-        devices: assigned to the runs in turn, unless the arguments have a device.
+        devices: assigned to the runs in turn.
 
     Raises:
         UserError: an argument of the training program is invalid.
@@ -169,7 +170,7 @@ def plan_runs(options: Options, module: str, arguments: Sequence[str], devices: 
     for number, seed in enumerate(dict.fromkeys(options.seeds)):
         device = devices[number % len(devices)]
         own = ["--seed", str(seed), "--name", f"{options.name}-{seed}", *(["--quiet"] if options.quiet else [])]
-        words = ["--threads", str(options.threads), "--device", device, *arguments, *own]
+        words = ["--threads", str(options.threads), *arguments, "--device", device, *own]
         runs.append(SeedRun(seed, training.read_config(words), tuple(words)))
     return runs
 
@@ -287,24 +288,6 @@ def mark_finished(name: str, folder: Path, line: str) -> None:
     write_atomically(folder / "finished" / name, lambda file: file.write(f"{line}\n".encode()))
 
 
-def read_results(folder: Path) -> dict[str, float]:
-    """Return the results of a finished run: its metrics final/..., or its last evaluation if it has none.
-
-    A result that is NaN or infinite is NaN.
-
-    Raises:
-        UserError: it has no metrics, or they are damaged.
-    """
-    last: dict[str, float] = {}
-    for row in read_metrics(folder / "metrics.jsonl"):
-        last |= {key: value for key, value in row.items() if isinstance(value, int | float)}
-        last |= dict.fromkeys((key for key, value in row.items() if value is None), math.nan)  # written as null
-    for group in RESULT_GROUPS:
-        if results := {key: value for key, value in last.items() if key.startswith(group)}:
-            return results
-    return {}
-
-
 def differing_settings(runs: Sequence[SeedRun]) -> list[str]:
     """Describe the settings in which runs differ, because versions of zerokara with other defaults started them.
 
@@ -326,49 +309,6 @@ def differing_settings(runs: Sequence[SeedRun]) -> list[str]:
     return lines
 
 
-def summarize(results: Mapping[str, Mapping[str, float]]) -> dict[str, Numbers]:
-    """Compute mean and sample standard deviation over the runs of each metric that all runs have.
-
-    Args:
-        results: name of a run -> metric -> value.
-    """
-    runs = list(results.values())
-    summary: dict[str, Numbers] = {}
-    for metric in runs[0] if runs else ():
-        if all(metric in run for run in runs):
-            values = [run[metric] for run in runs]
-            deviation = statistics.stdev(values) if len(values) > 1 else None
-            summary[metric] = {"runs": len(values), "mean": statistics.fmean(values), "deviation": deviation}
-    return summary
-
-
-def print_table(
-    summary: Mapping[str, Mapping[str, float | int | None]], runs: Mapping[str, Mapping[str, float]]
-) -> None:
-    """Print a row for each metric: mean, standard deviation, and the value of each run."""
-    columns = ["metric", "mean", "deviation", *runs]
-    rows = [
-        [
-            metric,
-            *(_cell(numbers[key]) for key in ("mean", "deviation")),
-            *(_cell(run[metric]) for run in runs.values()),
-        ]
-        for metric, numbers in summary.items()
-    ]
-    console = Console()
-    for part in tables_within(columns, rows, console.width):
-        console.print(part)
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values that JSON can represent: None for NaN."""
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
-
-
-def _cell(value: float | int | None) -> str:
-    return "-" if value is None else format_value(float(value))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Plan the runs, run them, read their results, and print the table."""
     options, module, arguments = read_command_line(argv, __doc__ or "")
@@ -376,10 +316,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_runs = len(set(options.seeds))
     if options.ray_address:
         jobs, threads = options.jobs or num_runs, options.threads or options.ray_threads
-        devices = ["auto"]
+        devices = [device_of(module, arguments)]
     else:
         jobs, threads = divide_cores(usable_cores(), num_runs, options.jobs, options.threads)
-        devices = available_devices("auto")
+        devices = available_devices(device_of(module, arguments))
         if not options.jobs and devices[0].startswith("cuda"):  # runs on one GPU would compete for its memory
             jobs = min(jobs, len(devices))
     options = replace(options, name=name, jobs=jobs, threads=threads)
@@ -397,16 +337,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             flush=True,
         )
         raise Stopped
-    results = {run.name: read_results(run.folder) for run in finished}
+    results, unreadable = read_all_results({run.name: run.folder for run in finished})
     differences = differing_settings(finished)
     summary = summarize(results)
     content = {
         "program": module,
         "arguments": arguments,
-        "seeds": [run.seed for run in finished],
-        "summary": {metric: _finite(numbers) for metric, numbers in summary.items()},
-        "runs": {run: _finite(values) for run, values in results.items()},
+        "seeds": [run.seed for run in finished if run.name in results],
+        "summary": {metric: finite(numbers) for metric, numbers in summary.items()},
+        "runs": {run: finite(values) for run, values in results.items()},
         "failed": dict(failed),
+        "unreadable": unreadable,
         "differences": differences,
         "versions": describe_versions(),
         "git_commit": git_commit(),
@@ -417,8 +358,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table(summary, results)
     if differences:
         print(f"different versions of zerokara may have given the runs different settings: {'; '.join(differences)}")
-    print(f"{len(finished)} of {len(runs)} runs are finished: {folder / 'results.json'}", flush=True)
-    if failed:
+    for run_name, reason in unreadable.items():
+        print(f"{run_name} is left out of the results: {reason}")
+    finished_runs = f"{len(finished)} of {len(runs)} runs are finished"
+    left_out = f", {len(unreadable)} of them left out" if unreadable else ""
+    print(f"{finished_runs}{left_out}: {folder / 'results.json'}", flush=True)
+    if failed or unreadable:
         sys.exit(1)
 
 

@@ -7,16 +7,19 @@ import math
 import re
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests.programs import Process, start, wait_until
-from zerokara.core import programs
-from zerokara.core.config import EXIT_STOPPED, UserError, to_saved
+from zerokara.core import compute, programs
+from zerokara.core.config import EXIT_STOPPED, Stopped, UserError, to_saved
 from zerokara.core.importing import load_module
 from zerokara.core.metrics import json_line
 from zerokara.core.seeds import __main__ as seeds
+from zerokara.core.seeds import results as results_of_runs
 
 TINY = (
     *("--data", "glyphs", "--train-images", "200", "--validation-images", "10", "--batch-size", "50", "--no-test"),
@@ -46,15 +49,42 @@ def test_command_line_has_three_parts() -> None:
     options, module, arguments = seeds.read_command_line([*PROGRAM, "--", *TINY], "")
     assert (module, options.seeds, arguments) == ("vision.classify", (1, 2), list(TINY))
     assert seeds.read_command_line(["dcgan"], "")[1:] == ("generative.dcgan", [])
-    runs = seeds.plan_runs(options, module, arguments, ["cuda:0", "cuda:1"])
+    runs = seeds.plan_runs(options, module, arguments, ["cpu"])
     assert [(run.name, run.seed, run.config.train_images) for run in runs] == [("s-1", 1, 200), ("s-2", 2, 200)]
-    assert [run.config.device for run in runs] == ["cpu", "cpu"], "a device after -- holds for all runs"
-    without = [word for word in arguments if word not in ("--device", "cpu")]
-    words = [run.arguments for run in seeds.plan_runs(options, module, without, ["cpu", "auto"])]
-    assert [each[each.index("--device") + 1] for each in words] == ["cpu", "auto"]
+    assert [run.config.device for run in runs] == ["cpu", "cpu"]
     job = seeds.make_job(runs[0], module, Path("log"))
     assert job.arguments[:2] == ("-m", "zerokara.vision.classify")
     assert job.resume_arguments == ("-m", "zerokara.vision.classify", "--name", "s-1", "--resume")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "jobs", "devices"),
+    [
+        ((), 2, ("cuda:0", "cuda:1", "cuda:0")),
+        (("--device", "auto"), 2, ("cuda:0", "cuda:1", "cuda:0")),
+        (("--device", "cpu"), 3, ("cpu", "cpu", "cpu")),
+        (("--device=cuda:1",), 1, ("cuda:1", "cuda:1", "cuda:1")),
+    ],
+)
+def test_jobs_are_limited_by_gpus_only_if_the_runs_use_them(
+    arguments: tuple[str, ...], jobs: int, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine with eight cores and two GPUs."""
+    gpus = ["cuda:0", "cuda:1"]
+    monkeypatch.setattr(seeds, "usable_cores", lambda: 8)
+    monkeypatch.setattr(seeds, "available_devices", lambda device: gpus if device == "auto" else [device])
+    monkeypatch.setattr(compute, "find_device", lambda name: name)
+    planned: list[tuple[seeds.Options, list[str]]] = []
+
+    def run_all(runs: Sequence[seeds.SeedRun], options: seeds.Options, *more: object) -> NoReturn:
+        planned.append((options, [run.config.device for run in runs]))
+        raise Stopped
+
+    monkeypatch.setattr(seeds, "run_all", run_all)
+    with pytest.raises(Stopped):
+        seeds.main(["vision.classify", "--seeds", "1", "2", "3", "--", "--data", "glyphs", *arguments])
+    ((options, used),) = planned
+    assert (options.jobs, tuple(used)) == (jobs, devices)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +200,29 @@ def test_a_damaged_config_does_not_prevent_the_results(tmp_path: Path, capsys: p
     assert "2 of 2 runs are finished" in capsys.readouterr().out
 
 
+def test_a_run_with_damaged_metrics_is_named_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (1, 2, 3):
+        run = Path("runs", f"s-{seed}")
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").write_text(json_line(1, {"final/validation_error": seed / 10}))
+        (run / "config.json").write_text("{}")
+        seeds.mark_finished(run.name, Path("runs/s"), "done")
+    Path("runs/s-2/metrics.jsonl").write_text('{"step": \n')
+    command = seeds.command_content("vision.classify", TINY, ("s-1", "s-2", "s-3"))
+    Path("runs/s/seeds.json").write_text(json.dumps(command))
+    with pytest.raises(SystemExit, match="1"):
+        seeds.main(["vision.classify", "--name", "s", "--seeds", "1", "2", "3", "--", *TINY])
+    results = json.loads(Path("runs/s/results.json").read_text())
+    assert results["seeds"] == [1, 3]
+    numbers = results["summary"]["final/validation_error"]
+    assert (numbers["runs"], numbers["mean"]) == (2, pytest.approx(0.2))
+    reason = "runs/s-2/metrics.jsonl is damaged in line 1: delete that line, or give another run."
+    assert results["unreadable"] == {"s-2": reason}
+    out = capsys.readouterr().out
+    assert f"s-2 is left out of the results: {reason}\n" in out
+    assert out.endswith("3 of 3 runs are finished, 1 of them left out: runs/s/results.json\n")
+
+
 def test_results_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, rows in {
         "a": [(1, {"eval/fid": 9.0}), (2, {"eval/fid": 4.0, "train/loss": 1.0})],
@@ -179,18 +232,18 @@ def test_results_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text("".join(json_line(step, row) for step, row in rows))
-    results = {name: seeds.read_results(tmp_path / name) for name in "abcd"}
+    results = {name: results_of_runs.read_results(tmp_path / name) for name in "abcd"}
     assert results == {"a": {"eval/fid": 4.0}, "b": {"eval/fid": 6.0}, "c": {"final/error": 0.5}, "d": {}}
-    summary = seeds.summarize({name: results[name] for name in "ab"})
+    summary = results_of_runs.summarize({name: results[name] for name in "ab"})
     assert summary == {"eval/fid": {"runs": 2, "mean": 5.0, "deviation": pytest.approx(2**0.5)}}
-    seeds.print_table(summary, {name: results[name] for name in "ab"})
+    results_of_runs.print_table(summary, {name: results[name] for name in "ab"})
     assert capsys.readouterr().out.split()[-5:] == ["eval/fid", "5", "1.41", "4", "6"]
-    assert seeds.summarize({"a": results["a"]})["eval/fid"]["deviation"] is None
+    assert results_of_runs.summarize({"a": results["a"]})["eval/fid"]["deviation"] is None
     (tmp_path / "b" / "metrics.jsonl").write_text(
         json_line(1, {"eval/fid": 8.0}) + json_line(2, {"eval/fid": math.nan})
     )
-    assert math.isnan(seeds.read_results(tmp_path / "b")["eval/fid"]), "not that of an earlier evaluation"
-    assert seeds.summarize(results) == seeds.summarize({}) == {}
+    assert math.isnan(results_of_runs.read_results(tmp_path / "b")["eval/fid"]), "not that of an earlier evaluation"
+    assert results_of_runs.summarize(results) == results_of_runs.summarize({}) == {}
 
 
 def test_runs_are_stopped_resumed_and_read_again(tmp_path: Path) -> None:
