@@ -107,10 +107,36 @@ class Sweep:
         )  # of each run
         self.failures = 0  # consecutive
         self.active: list[ActiveTrial] = []
-        self.kept = self._find_kept()
-        self.base = keep_in_base(self.kept, base)
+        self._given = base
+        self._compared: set[int] | None = None  # numbers of the trials whose settings new trials keep
+        self.kept: Kept = {}
+        with self.driver.choosing():
+            self._keep_settings()
+
+    def _keep_settings(self) -> None:
+        """Keep the settings of the first trials, which another driver, of another version, may have started meanwhile.
+
+        Called inside `choosing`, since a trial has its settings only after its driver has chosen it.
+        """
+        started = self._started()
+        if self._compared is not None and started <= self._compared:
+            return
+        self._compared = started
+        before, self.kept = self.kept, self._find_kept()
+        self.base = keep_in_base(self.kept, self._given)
         self.evaluations = self.base.total_steps // self.base.eval_every_steps  # of a complete run
-        study.pruner = make_pruner(config, self.base)
+        self.study.pruner = make_pruner(self.config, self.base)
+        if self.kept and self.kept != before:
+            names_presets = any(dimension.name == "preset" for dimension in self.space)
+            self.run.print(
+                "this version of zerokara has other settings than the earlier trials, which new trials keep: "
+                f"{describe_kept(self.kept, name_presets=names_presets)}"
+            )
+
+    def _started(self) -> set[int]:
+        """Return the numbers of the trials that a driver has started."""
+        trials = self.study.get_trials(deepcopy=False)
+        return {trial.number for trial in trials if trial.state != TrialState.WAITING}
 
     def _find_kept(self) -> Kept:
         """Find the settings of the earlier trials that this version of zerokara would not give to new ones."""
@@ -119,16 +145,9 @@ class Sweep:
             run = self.folder / "runs" / run_name(trial.number, self.base.seed)
             config = settings_of(trial, run, self.agent)
             if config is not None:
-                own = trial_arguments(self.space, trial.params, self.base)
+                own = trial_arguments(self.space, trial.params, self._given)
                 earlier.append((config, [*self.agent_arguments, *own]))
-        kept = find_kept(self.agent, earlier, {dimension.name for dimension in self.space})
-        if kept:
-            names_presets = any(dimension.name == "preset" for dimension in self.space)
-            self.run.print(
-                "this version of zerokara has other settings than the earlier trials, which new trials keep: "
-                f"{describe_kept(kept, name_presets=names_presets)}"
-            )
-        return kept
+        return find_kept(self.agent, earlier, {dimension.name for dimension in self.space})
 
     def search(self) -> None:
         """Run trials until their number is reached or a signal is received. All runs are saved and have ended then.
@@ -160,7 +179,10 @@ class Sweep:
     def _next_trial(self) -> optuna.Trial | None:
         """Return the next trial to run: an interrupted one, or a new one; None if there are enough trials."""
         with self.driver.choosing():
-            return self._choose_trial()
+            self._keep_settings()
+            trial = self._choose_trial()
+            self._compared = self._started()  # the new ones are of this driver
+            return trial
 
     def _choose_trial(self) -> optuna.Trial | None:
         if interrupted := self._interrupted_trial():

@@ -17,7 +17,7 @@ from zerokara.agents import sweep
 from zerokara.agents.configs import dqn
 from zerokara.agents.sweeping.config import read_command_line
 from zerokara.agents.sweeping.kept_settings import Kept, describe_kept, find_kept, keep_in_base, kept_arguments
-from zerokara.agents.sweeping.search_space import AGENTS
+from zerokara.agents.sweeping.search_space import AGENTS, AgentProgram
 from zerokara.agents.sweeping.storage import open_sweep
 from zerokara.core.config import from_dict
 from zerokara.core.scheduling.local import LocalProcess
@@ -108,3 +108,38 @@ def test_new_trials_of_a_sweep_of_the_first_version_have_the_settings_of_its_tri
     assert (today.n_step, now.n_step) == (today.n_step, before.n_step)
     assert today != now
     assert "has other settings than the earlier trials, which new trials keep: --" in capsys.readouterr().out
+
+
+def test_drivers_of_two_versions_that_start_at_once_give_their_trials_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both have opened the empty study before the first of them starts a trial."""
+    monkeypatch.chdir(tmp_path)
+    words = ["learning_rate=1e-4..1e-3", "--name", "s", "--trials", "4", "--storage", "journal", "--", *PONG]
+    config, agent_arguments, base, space = read_command_line(words, "")
+
+    def with_defaults(*defaults: str) -> AgentProgram:
+        return AGENT._replace(read_config=lambda arguments: dqn.read_config([*defaults, *arguments]))
+
+    with contextlib.ExitStack() as at_end:
+        drivers = []
+        for defaults in (("--gamma", "0.9", "--eval-episodes", "7"), ()):
+            opened = open_sweep(config, agent_arguments)
+            at_end.callback(opened.run.close)
+            at_end.callback(opened.close)
+            agent = with_defaults(*defaults)
+            study, own = sweep.open_study(config, base, space, opened), agent.read_config(agent_arguments)
+            drivers.append(sweep.Sweep(config, opened, study, agent, agent_arguments, own, space, LocalProcess))
+        first, second = drivers
+        assert [driver.base.eval_episodes for driver in drivers] == [7, base.eval_episodes]
+        trials = [driver._next_trial() for driver in (first, second, first, second)]
+        configs = []
+        for trial in trials:
+            assert trial is not None
+            configs.append(from_dict(dqn.Config, trial.user_attrs["settings"], ""))
+        assert [trial.number for trial in trials if trial is not None] == [0, 1, 2, 3]
+        assert {(each.gamma, each.eval_episodes) for each in configs} == {(0.9, 7)}
+        assert len({each.learning_rate for each in configs}) == 4
+        assert second.base.eval_episodes == 7
+    out = capsys.readouterr().out
+    assert out.count("has other settings than the earlier trials") == 1
