@@ -8,8 +8,9 @@ timed then. The sides alternate, and the medians are compared. The learner has o
 leave, at least one. Both sides do the same number of updates per agent step, so the slower part sets the pace.
 
 In the result, steps_per_s are agent steps (transitions made by the actors), learned_per_s transitions in the batches of
-the learner, blocked the fraction of the time in which the learner had no transitions left to learn from, and staleness
-the mean age of the actors' weights in updates. Requires the extra `cluster`.
+the learner, learning the fraction of the time that is updates, update_ms the length of one, blocked the fraction of the
+time in which the learner had no transitions left to learn from, and staleness the mean age of the actors' weights in
+updates. Requires the extra `cluster`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
 from zerokara.core.training_program import choose_compute
 
-FIGURES = ("steps_per_s", "learned_per_s", "replay_ratio", "blocked", "staleness")
+FIGURES = ("steps_per_s", "learned_per_s", "replay_ratio", "learning", "update_ms", "blocked", "staleness")
 
 
 def measure(actors: int, arguments: argparse.Namespace, compute: Compute | None) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def measure(actors: int, arguments: argparse.Namespace, compute: Compute | None)
         save_replay=False,
         compile=arguments.compile,
         precision=arguments.precision,
+        threads=arguments.threads,
         total_steps=10**9,
     )
     env = make_env(config, World())
@@ -83,6 +85,8 @@ def measure(actors: int, arguments: argparse.Namespace, compute: Compute | None)
             "steps_per_s": steps / elapsed,
             "learned_per_s": updates * config.batch_size / elapsed,
             "replay_ratio": updates / steps,
+            "learning": training.seconds["learn"] / elapsed,
+            "update_ms": 1e3 * training.seconds["learn"] / max(1, updates),
             "blocked": training.seconds.get("blocked", 0.0) / elapsed,
             "staleness": more.get("actors/staleness", 0.0),
         }
@@ -132,6 +136,7 @@ def main() -> None:
     parser.add_argument("--updates-before", type=int, default=500, help="updates before the timing")
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="as in agents.dqn")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="as in agents.dqn")
+    parser.add_argument("--threads", type=int, default=0, help="of the process or the learner; 0: as in agents.dqn")
     arguments = parser.parse_args()
     results: dict[int, list[dict[str, Any]]] = {actors: [] for actors in arguments.actors}
     for _ in range(arguments.repeats):

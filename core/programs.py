@@ -61,6 +61,7 @@ PROGRAMS: Mapping[str, str] = MappingProxyType(
         "vision.caption": "train an image captioner",
         "vision.caption_predict": "caption images of your own",
         "vision.caption_splits": "summarize captioning runs over several data splits",
+        "core.processes": "train with the fastest number of processes, which is measured",
         "core.seeds": "train with several seeds, on this machine or a cluster",
         "core.backbones": "list the backbones with their cost",
         "core.zoo": "list the trained networks that ship with zerokara",

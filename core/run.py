@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zerokara.core import checkpoint, media
+from zerokara.core import checkpoint, media, speed_trial
 from zerokara.core.compute import Compute
 from zerokara.core.config import error_summary, to_dict
 from zerokara.core.distributed import World
@@ -78,7 +78,7 @@ class Run(StopSignals):
                 is not a valid folder name; or the client of the tracking service is not installed.
         """
         check_name(name)
-        self.folder = root / name
+        self.folder = speed_trial.folder_of_runs(root) / name
         self.world = world
         self._config, self._kind, self._resume = config, kind, resume
         self.callback: LogCallback | None = None  # called in the main process
@@ -93,7 +93,10 @@ class Run(StopSignals):
         self._tracking = Tracking(None, self.warn)
         self._closed = self._failed = False
         self.checkpoints = ProcessCheckpoints(self.folder, kind, world, resume=resume)
-        self.extra = dict(extra or {})  # as in config.json: a resumed run gets the values of its first start
+        self.extra = {
+            **speed_trial.choice(),
+            **(extra or {}),
+        }  # as in config.json: a resumed run gets the values of its first start
         with world.raising_together():
             if world.is_main:
                 self._open_folder(config, kind, resume)
@@ -282,6 +285,11 @@ class Run(StopSignals):
     def progress(self, step: int, total: int, fields: Mapping[str, Any]) -> None:
         """Show the progress. May be called at every step: it draws at most ten times a second."""
         self._progress.show(step, total, fields)
+
+    def record_position(self, position: int, total: int) -> None:
+        """Record the position after an iteration where `core.processes` measures the speed, and else do nothing."""
+        if self.world.is_main:
+            speed_trial.record_position(position, total)
 
     def print(self, text: str) -> None:
         """Print a line above the progress bar."""

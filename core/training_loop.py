@@ -303,6 +303,7 @@ def _run_updates(
     votes = StopVotes(world, device)
     while training.updates < training.total_updates and not stop_early and not stopping:
         update()
+        run.record_position(training.updates, training.total_updates)
         if training.updates % config.log_every_updates == 0:
             training.log_metrics(run, interval)
             interval = LogInterval(training.updates)

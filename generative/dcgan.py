@@ -259,6 +259,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         while learner.updates < config.updates and not stopping:
             pixels_BCHW, label_B = session.next_batch()
             update(learner, pixels_BCHW, label_B)
+            run.record_position(learner.updates, config.updates)
             if session.is_due(config.log_every_updates):
                 session.log_metrics()
             if session.is_due(config.video_every_updates) and world.is_main:

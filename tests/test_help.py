@@ -12,6 +12,7 @@ import pytest
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, class_mapping, field_types, flag
 from zerokara.core.help_text import LABEL_COLUMNS
+from zerokara.core.processes import __main__ as processes
 from zerokara.core.seeds import __main__ as seeds
 from zerokara.generative import interpolate, representation, sample
 from zerokara.generative.gan import config as dcgan
@@ -40,6 +41,7 @@ PROGRAMS: Mapping[str, tuple[type[Any], Presets]] = {
     "augmentation": (augmentation.Options, {}),
     "features": (features.Options, {}),
     "seeds": (seeds.Options, {}),
+    "processes": (processes.Options, {}),
 }
 SMALL_PROGRAMS: Mapping[str, tuple[type[Any], Presets]] = {
     "sample": (sample.Options, {}),

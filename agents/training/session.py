@@ -225,6 +225,8 @@ class Session(ABC):
             while self.step < config.total_steps and not stop:
                 before = self.step
                 yield
+                if self.updates:
+                    run.record_position(self.step, config.total_steps)
                 if due(config.log_every_steps):
                     self.log_metrics(more_metrics())
                     self.start_interval()

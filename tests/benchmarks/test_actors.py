@@ -9,6 +9,7 @@ from benchmarks import actors
 
 def result(steps: float) -> dict[str, Any]:
     values = {"learned_per_s": 2 * steps, "replay_ratio": 0.25, "blocked": 0.1, "staleness": 3.0}
+    values |= {"learning": 0.8, "update_ms": 9.0}
     return {"steps_per_s": steps, **values, "compute": {"reason": "float32"}}
 
 

@@ -1,0 +1,1 @@
+"""Program that starts the training programs with the fastest number of processes."""
