@@ -132,12 +132,14 @@ def test_drivers_of_two_versions_that_start_at_once_give_their_trials_the_same_s
             drivers.append(sweep.Sweep(config, opened, study, agent, agent_arguments, own, space, LocalProcess))
         first, second = drivers
         assert [driver.base.eval_episodes for driver in drivers] == [7, base.eval_episodes]
-        trials = [driver._next_trial() for driver in (first, second, first, second)]
-        configs = []
-        for trial in trials:
+        numbers, configs = [], []
+        for driver in (first, second, first, second):
+            trial = driver._next_trial()
             assert trial is not None
+            driver.active.append(sweep.ActiveTrial(trial))
+            numbers.append(trial.number)
             configs.append(from_dict(dqn.Config, trial.user_attrs["settings"], ""))
-        assert [trial.number for trial in trials if trial is not None] == [0, 1, 2, 3]
+        assert numbers == [0, 1, 2, 3]
         assert {(each.gamma, each.eval_episodes) for each in configs} == {(0.9, 7)}
         assert len({each.learning_rate for each in configs}) == 4
         assert second.base.eval_episodes == 7
