@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.agents.small_runs import CATCH
+from tests.generative.recorded_gan import write_coded
 from tests.programs import start, wait_until
 from zerokara.agents import dqn, pqn
 from zerokara.core import checkpoint, speed_trial
@@ -20,6 +21,7 @@ from zerokara.core.config import UserError
 from zerokara.core.processes import __main__ as processes
 from zerokara.core.processes import measuring
 from zerokara.core.processes.measuring import Measured, Position, Speed
+from zerokara.core.run import Run
 from zerokara.generative import dcgan
 from zerokara.vision import classify
 
@@ -28,8 +30,9 @@ CLASSIFY = (
     *("--width-multiplier", "0.25", "--device", "cpu", "--precision", "float32", "--compile", "off"),
 )
 DCGAN = (
-    *("--data", "glyphs", "--generator-width", "0.125", "--discriminator-width", "0.125", "--batch-size", "8"),
-    *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1", "--held-out-images", "20"),
+    *("--data", "./coded", "--held-out-images", "12", "--generator-width", "0.05", "--discriminator-width", "0.05"),
+    *("--latent-dim", "4", "--batch-size", "16", "--eval-images", "100", "--preview-images", "9"),
+    *("--video-every-updates", "0", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
 
 
@@ -208,12 +211,14 @@ def test_a_resumed_run_keeps_its_number(
 ) -> None:
     """The choice of the environment is saved in config.json by the run that it starts."""
     monkeypatch.setenv(speed_trial.CHOICE, json.dumps({"number": 2, "cores": 2}))
-    classify.main([*CLASSIFY, "--name", "a", "--epochs", "1", "--quiet"])
+    with Run(classify.read_config(CLASSIFY), kind="classify", name="a", resume=False, quiet=True):
+        pass
     assert json.loads(Path("runs/a/config.json").read_text())["extra"]["processes"] == {"number": 2, "cores": 2}
     monkeypatch.delenv(speed_trial.CHOICE)
-    classify.main([*CLASSIFY, "--name", "b", "--epochs", "1", "--quiet"])
+    with Run(classify.read_config(CLASSIFY), kind="classify", name="b", resume=False, quiet=True):
+        pass
     assert "processes" not in json.loads(Path("runs/b/config.json").read_text())["extra"]
-    resumed = ["--name", "a", "--resume", "--epochs", "2"]
+    resumed = ["--name", "a", "--resume"]
     capsys.readouterr()
     for cores, end in ((2, ""), (8, ", measured on 2 cores; there are 8 now")):
         monkeypatch.setattr(processes, "usable_cores", lambda cores=cores: cores)
@@ -258,6 +263,7 @@ def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         processes.main(["vision.classify"])
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(
     ("program", "words", "positions"),
     [
@@ -296,6 +302,8 @@ def test_a_trial_records_each_iteration_and_leaves_the_runs_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    Path("coded").mkdir()
+    write_coded(Path("coded"))
     trial = tmp_path / "trial"
     trial.mkdir()
     monkeypatch.setenv(speed_trial.FOLDER, str(trial))
@@ -327,10 +335,13 @@ def test_real_processes(tmp_path: Path) -> None:
     out, _ = process.communicate()
     assert f"processes: {measuring.format_processes(saved['number'])}; measured: 1 process" in out
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
-    epochs = checkpoint.load(run / "checkpoint-0.pt", "classify")["updates"] // 4 + 2
-    resume = ("--processes", "2", "--", "--name", "digits", "--resume", "--epochs", str(epochs))
+    before = checkpoint.load(run / "checkpoint-0.pt", "classify")["updates"]
+    number = 3 - saved["number"]
+    resume = ("--processes", str(number), "--", "--name", "digits", "--resume")
     process = start(tmp_path, "-m", "core.processes", "vision.classify", *resume)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    for rank in range(2):
-        assert checkpoint.load(run / f"checkpoint-{rank}.pt", "classify")["updates"] == 4 * epochs
+    wait_until(process, lambda: checkpoint.load(run / "checkpoint-0.pt", "classify")["updates"] > before, seconds=200)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    updates = {checkpoint.load(run / f"checkpoint-{rank}.pt", "classify")["updates"] for rank in range(number)}
+    assert len(updates) == 1
+    assert updates.pop() > before
