@@ -16,6 +16,8 @@ from tests.agents.small_runs import CATCH
 from tests.generative.recorded_gan import write_coded
 from tests.programs import start, wait_until
 from zerokara.agents import dqn, pqn
+from zerokara.agents.configs import dqn as dqn_config
+from zerokara.agents.configs import pqn as pqn_config
 from zerokara.core import checkpoint, speed_trial
 from zerokara.core.config import UserError
 from zerokara.core.processes import __main__ as processes
@@ -24,6 +26,7 @@ from zerokara.core.processes.measuring import Measured, Position, Speed
 from zerokara.core.run import Run
 from zerokara.generative import dcgan
 from zerokara.vision import classify
+from zerokara.vision.classification import config as classify_config
 
 CLASSIFY = (
     *("--data", "glyphs", "--train-images", "200", "--validation-images", "10", "--batch-size", "50", "--no-test"),
@@ -117,10 +120,10 @@ def test_a_process_for_each_gpu_or_group_of_threads(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_trial_of_dqn_updates_within_seconds() -> None:
-    config = dqn.read_config([*CATCH, "--total-steps", "1000000", "--learning-starts", "50000"])
-    trial = dqn.read_config([*CATCH, "--total-steps", "1000000", *processes.trial_arguments(config)])
+    config = dqn_config.read_config([*CATCH, "--total-steps", "1000000", "--learning-starts", "50000"])
+    trial = dqn_config.read_config([*CATCH, "--total-steps", "1000000", *processes.trial_arguments(config)])
     assert (trial.learning_starts, trial.replay_capacity, trial.save_replay) == (1_000, 20_000, False)
-    assert processes.trial_arguments(pqn.read_config(CATCH)) == ["--quiet"]
+    assert processes.trial_arguments(pqn_config.read_config(CATCH)) == ["--quiet"]
 
 
 class Started(Exception):
@@ -211,11 +214,11 @@ def test_a_resumed_run_keeps_its_number(
 ) -> None:
     """The choice of the environment is saved in config.json by the run that it starts."""
     monkeypatch.setenv(speed_trial.CHOICE, json.dumps({"number": 2, "cores": 2}))
-    with Run(classify.read_config(CLASSIFY), kind="classify", name="a", resume=False, quiet=True):
+    with Run(classify_config.read_config(CLASSIFY), kind="classify", name="a", resume=False, quiet=True):
         pass
     assert json.loads(Path("runs/a/config.json").read_text())["extra"]["processes"] == {"number": 2, "cores": 2}
     monkeypatch.delenv(speed_trial.CHOICE)
-    with Run(classify.read_config(CLASSIFY), kind="classify", name="b", resume=False, quiet=True):
+    with Run(classify_config.read_config(CLASSIFY), kind="classify", name="b", resume=False, quiet=True):
         pass
     assert "processes" not in json.loads(Path("runs/b/config.json").read_text())["extra"]
     resumed = ["--name", "a", "--resume"]
