@@ -4,8 +4,9 @@
     python -m benchmarks.actors --actors 0 1 --seconds 60
 
 Each measurement is a process of its own: it starts its actors, trains until the learner has learned for a while, and is
-timed then. The sides alternate, and the medians are compared. The learner has one thread for each core that its actors
-leave, at least one. Both sides do the same number of updates per agent step, so the slower part sets the pace.
+timed then. The sides alternate, and the medians are compared. The learner has a thread for each core that its actors
+leave and one more, as in agents.dqn. Both sides do the same number of updates per agent step, so the slower part sets
+the pace.
 
 In the result, steps_per_s are agent steps (transitions made by the actors), learned_per_s transitions in the batches of
 the learner, learning the fraction of the time that is updates, update_ms the length of one, blocked the fraction of the

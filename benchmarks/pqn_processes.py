@@ -30,7 +30,7 @@ AVERAGES = ("minibatch", "rollout")
 # As in the test that PQN learns Catch, with shorter schedules.
 SETTINGS = (
     *("--num-envs", "32", "--rollout-steps", "16", "--num-minibatches", "4", "--backbone", "der"),
-    *("--hidden-units", "256", "--final-learning-rate", "1e-5", "--no-capture-video", "--eval-episodes", "60"),
+    *("--hidden-units", "256", "--final-learning-rate", "1e-5", "--no-capture-video", "--eval-episodes", "30"),
     *("--device", "cpu", "--threads", "1", "--precision", "float32", "--compile", "off", "--quiet"),
 )
 
@@ -51,7 +51,7 @@ def arguments_of(game: str, every: str, seed: int, steps: int) -> list[str]:
     return [
         *("--env", f"zerokara/{game}-v0", *SETTINGS, "--average-every", every, "--seed", str(seed), "--name", "run"),
         *(word for name, value in lengths.items() for word in (f"--{name}-steps", str(value))),
-        *("--eval-every-steps", str(steps // 6), "--checkpoint-every-steps", str(steps)),
+        *("--eval-every-steps", str(steps // 3), "--checkpoint-every-steps", str(steps)),
     ]
 
 
@@ -83,7 +83,7 @@ def table(results: Mapping[str, Any]) -> list[str]:
     ]
     for name, runs in groups.items():
         game, number, every = name.split()
-        cells = [format_returns([list(run.values())[index] for run in runs]) for index in (3, -1)]
+        cells = [format_returns([list(run.values())[index] for run in runs]) for index in (1, -1)]
         way = "-" if number == "1" else every
         lines.append(f"| {game} | {number} | {way} | {len(runs)} | {' | '.join(cells)} |")
     return lines
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--games", nargs="+", default=["Catch"], help="arcade games")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="numbers of processes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds")
-    parser.add_argument("--steps", type=int, default=120_000, help="agent steps of a run, in all processes together")
+    parser.add_argument("--steps", type=int, default=60_000, help="agent steps of a run, in all processes together")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--table", action="store_true", help="print the results so far, and measure nothing")
     options = parser.parse_args(argv)

@@ -95,10 +95,14 @@ def _signal_handlers() -> Iterator[None]:
 
 
 def leave_cores(config: Config) -> Config:
-    """Return the config with threads for the cores that the actors on this machine leave, if it does not set them."""
+    """Return the config with threads for the cores that the actors on this machine leave, if it does not set them.
+
+    Actors and learner wait for each other, and the learner stores in one thread: they share one of the cores.
+    """
     if not config.actors or config.ray_address or config.threads:
         return config
-    return dataclasses.replace(config, threads=max(1, usable_cores() - math.ceil(config.actors * config.actor_cpus)))
+    actor_cores = math.ceil(config.actors * config.actor_cpus)
+    return dataclasses.replace(config, threads=max(1, usable_cores() - actor_cores + 1))
 
 
 class RayActors:

@@ -30,7 +30,7 @@ def test_runs_differ_in_processes_seed_and_average_only() -> None:
         30_000,
         54_000,
     )
-    assert config.eval_every_steps == 10_000
+    assert config.eval_every_steps == 20_000
     # Four processes have eight environments each, and four minibatches of 32 steps.
     assert config.num_envs % 4 == config.rollout_steps * config.num_envs // 4 % config.num_minibatches == 0
 
@@ -43,7 +43,7 @@ def test_results_are_averaged_over_seeds_and_not_measured_twice(
     def measure(game: str, processes: int, every: str, seed: int, steps: int) -> dict[str, Any]:
         calls.append((game, processes, every, seed, steps))
         value = seed + (every == "rollout") / 2
-        return {"returns": {str(step): value + step / 60 for step in range(10, 70, 10)}, "updates": 5}
+        return {"returns": {str(step): value + step / 60 for step in (20, 40, 60)}, "updates": 5}
 
     monkeypatch.setattr(pqn_processes, "measure", measure)
     words = ["--processes", "1", "2", "--seeds", "3", "1", "--steps", "60", "--results", str(tmp_path / "r.json")]

@@ -159,8 +159,10 @@ def test_a_failure_to_connect_is_one_sentence(ray: FakeRay, monkeypatch: pytest.
 
 def test_the_learner_has_the_cores_that_the_actors_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_actors, "usable_cores", lambda: 8)
-    assert leave_cores(config(actors=2)).threads == 6
-    assert leave_cores(config(actors=3, actor_cpus=0.5)).threads == 6
+    assert leave_cores(config(actors=1)).threads == 8
+    assert leave_cores(config(actors=2)).threads == 7
+    assert leave_cores(config(actors=3, actor_cpus=0.5)).threads == 7
+    assert leave_cores(config(actors=8)).threads == 1
     assert leave_cores(config(actors=16)).threads == 1
     assert leave_cores(config(actors=2, threads=3)).threads == 3
     assert leave_cores(config(actors=0)).threads == 0
