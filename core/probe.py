@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ MIN_COMPILE_SECONDS = 5.0  # compilation takes longer, even of a small network
 HOPELESS = 3.0  # times as long as the fastest first step
 NEVER_HOPELESS_SECONDS = 1.0  # first steps load libraries and generate kernels, which says nothing about later steps
 ROUNDS = 5
+ALARM_REPEAT_SECONDS = 0.5
 
 
 class TooSlowError(BaseException):
@@ -210,7 +212,11 @@ class _Deadline(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise TooSlowError in the block after a number of seconds, if it runs in the main thread and not on Windows."""
+    """Raise TooSlowError in the block after a number of seconds, if it runs in the main thread and not on Windows.
+
+    Python prints and ignores an exception that is raised in a destructor or in a callback of C code, of which the
+    compiler has many, so the alarm is repeated until the block has ended.
+    """
     if (
         math.isinf(seconds)
         or not hasattr(signal, "setitimer")
@@ -220,16 +226,24 @@ def _alarm(seconds: float) -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TooSlowError
+        if not isinstance(sys.exception(), TooSlowError):  # a handler of the first one is not interrupted
+            raise TooSlowError
 
-    before = signal.signal(signal.SIGALRM, stop)
+    def ignore(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not TooSlowError:
+            hook(unraisable)
+
+    before, hook = signal.signal(signal.SIGALRM, stop), sys.unraisablehook
     try:
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))  # 0 would switch the timer off
+        sys.unraisablehook = ignore
+        # 0 would switch the timer off.
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), ALARM_REPEAT_SECONDS)
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGALRM, before)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -198,6 +199,39 @@ def test_compilation_is_stopped_at_its_limit() -> None:
     assert probe.stopped == {"compiled": pytest.approx(0.2, abs=0.15)}
     assert signal.getsignal(signal.SIGALRM) is handler
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_alarm_that_python_ignores_is_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a destructor an exception is printed and ignored. The program prints none of the probe's."""
+
+    class Slow:
+        def __del__(self) -> None:
+            interrupted.append(True)
+            time.sleep(0.3)  # the first alarm is raised here
+            interrupted.append(False)
+
+    def compilation() -> None:
+        Slow()
+        assert interrupted == [True]
+        try:
+            time.sleep(30)
+        finally:
+            time.sleep(0.3)  # an alarm during the clean-up does not end it
+            ended.append(True)
+
+    interrupted: list[bool] = []
+    ended: list[bool] = []
+    monkeypatch.setattr(module, "ALARM_REPEAT_SECONDS", 0.2)
+    hook = sys.unraisablehook
+    probe = Probe[str](1_000, minutes=0.1 / 60 / module.MAX_FRACTION)
+    assert not probe.measure_compiled("compiled", lambda: compilation, [])
+    assert "compiled" in probe.stopped
+    assert ended == [True]
+    assert sys.unraisablehook is hook
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert capsys.readouterr().err == ""
 
 
 def test_compiled_code_that_cannot_be_timed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
