@@ -6,6 +6,7 @@ import atexit
 import functools
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -45,12 +46,21 @@ class Process:
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """Wait until the process has ended; return stdout and stderr."""
-        deadline = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > deadline:
+        self.sleep(timeout)
+        while self.poll() is None:  # the file descriptor of a process is ready a little before waitpid is
+            if not self.sleep(0.001):
                 raise TimeoutError(f"process {self.pid} is still running after {timeout} s: {self.err.read_text()}")
-            time.sleep(0.005)
         return self.out.read_text(), self.err.read_text()
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleep until the process has ended, at most this long, without asking the server; return whether it has."""
+        if self.returncode is not None:
+            return True
+        descriptor = os.pidfd_open(self.pid)
+        try:
+            return bool(select.select([descriptor], [], [], seconds)[0])
+        finally:
+            os.close(descriptor)
 
 
 @functools.cache
@@ -156,7 +166,7 @@ def wait_until(process: Process, condition: Callable[[], bool], seconds: float =
     """Wait until the condition holds, the process has ended, or the time is up; the caller checks which of them."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline and not condition():
-        time.sleep(0.005)
+        process.sleep(0.005)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -166,10 +176,24 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [row for row in rows if len(row) > 1]
 
 
+def last_checkpoint(run: Path, kind: str) -> dict[str, Any]:
+    """Return the content of the checkpoint of a run of this kind, which callers must not change; {} without one."""
+    path = run / "checkpoint-0.pt"
+    if not path.exists():
+        return {}
+    status = path.stat()
+    return read_checkpoint(path, (status.st_ino, status.st_mtime_ns), kind)
+
+
+@functools.lru_cache(maxsize=1)
+def read_checkpoint(path: Path, version: tuple[int, int], kind: str) -> dict[str, Any]:
+    """Read a version of a file once: tests ask often for the same one while they wait for the next."""
+    return checkpoint.load(path, kind)
+
+
 def num_updates(run: Path, kind: str) -> int:
     """Return the number of updates in the checkpoint of a run of this kind, or -1 without a checkpoint."""
-    path = run / "checkpoint-0.pt"
-    return int(checkpoint.load(path, kind)["updates"]) if path.exists() else -1
+    return int(last_checkpoint(run, kind).get("updates", -1))
 
 
 def signal_at(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.programs import Process, error_message, start, wait_until
+from tests.programs import Process, error_message, last_checkpoint, start, wait_until
 from zerokara.agents import benchmark
 from zerokara.agents.benchmarking import normalization
 from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
@@ -22,7 +22,6 @@ from zerokara.agents.benchmarking.report import Record, Results, Section, compar
 from zerokara.agents.configs import arcade, dqn
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.viewing.curves import Curve
-from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.config import EXIT_STOPPED, UserError
 
@@ -166,8 +165,7 @@ def test_failed_run_is_named_and_the_others_are_tabulated(
 
 def step_of(run: Path) -> int:
     """Return the step of the last checkpoint; -1 if there is none."""
-    path = run / "checkpoint-0.pt"
-    return int(checkpoint.load(path, "dqn")["step"]) if path.exists() else -1
+    return int(last_checkpoint(run, "dqn").get("step", -1))
 
 
 def test_ctrl_c_lets_runs_save_and_the_same_command_resumes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.programs import Process, check_damage_reported, error_message, metrics, start, wait_until
+from tests.programs import Process, check_damage_reported, error_message, last_checkpoint, metrics, start, wait_until
 from tests.tensorboard_pages import curve_groups, hparams_metrics
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import PRESETS, Config, read_config
@@ -124,8 +124,7 @@ def test_a_killed_run_resumes_bitwise_identically(finished: Path, tmp_path: Path
 
 def step_of(run: Path) -> int:
     """Return the step of the last complete checkpoint, -1 if there is none."""
-    path = run / "checkpoint-0.pt"
-    return int(checkpoint.load(path, "dqn")["step"]) if path.exists() else -1
+    return int(last_checkpoint(run, "dqn").get("step", -1))
 
 
 def reaches(run: Path, target_step: int) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from rich.console import Console
 
@@ -77,14 +78,45 @@ def test_wide_table_is_split_to_fit_the_width(width: int) -> None:
 
 
 def test_images_are_plotted_in_rows_with_their_titles() -> None:
-    images = [np.full((2, 2, channels), 100, np.uint8) for channels in (1, 3, 1, 3)]
-    figure = image_figure(images, ["a", "b", "c", "d"], columns=3, width=1.0, height=0.5)
-    assert figure.get_size_inches().tolist() == [3, 1]
-    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", "d", "", ""]
-    assert not any(axes.axison for axes in figure.axes)
-    assert not any([*axes.get_xticks(), *axes.get_yticks()] for axes in figure.axes)
-    assert [np.asarray(axes.images[0].get_array()).shape for axes in figure.axes[:2]] == [(2, 2), (2, 2, 3)]
-    assert len(image_figure(images[:1], ["a"]).axes) == 1
+    """Each image is in its cell of the grid, in its proportions, below its title; the longest has two lines."""
+    images = [np.full((2, 4, channels), 50 * index, np.uint8) for index, channels in enumerate((1, 3, 1, 3))]
+    titles = ["a", "b\nb", "c", "d"]
+    figure = image_figure(images, titles, columns=3, width=1.0, height=1.2)
+    assert figure.get_size_inches().tolist() == pytest.approx([3, 2.4])
+    pixels = figure_pixels(figure)
+    assert pixels.shape == (240, 300, 3)
+    (axes,) = figure.axes
+    assert not axes.axison
+    *texts, heading = axes.texts
+    assert [text.get_text() for text in texts] == titles
+    assert heading.get_text() == ""
+    assert [np.asarray(image.get_array()).shape for image in axes.images] == [(2, 4), (2, 4, 3)] * 2
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for index, (image, text) in enumerate(zip(axes.images, texts, strict=True)):
+        row, column = divmod(index, 3)
+        box, title = image.get_window_extent(renderer), text.get_window_extent(renderer)
+        assert box.width == pytest.approx(2 * box.height)
+        assert box.width == pytest.approx(92)
+        cell = (100 * column, 240 - 120 * (row + 1), 100 * (column + 1), 240 - 120 * row)
+        for x0, y0, x1, y1 in (box.extents, title.extents):
+            assert cell[0] <= x0 < x1 <= cell[2]
+            assert cell[1] <= y0 < y1 <= cell[3]
+        assert title.y0 >= box.y1
+        middle = (title.x0 + title.x1) / 2
+        assert middle == pytest.approx(50 + 100 * column, abs=1)
+        assert (pixels[240 - int(box.y0 + box.height / 2), int(middle)] == 50 * index).all()
+
+
+def test_a_heading_is_above_the_images() -> None:
+    image = np.zeros((4, 2, 1), np.uint8)
+    plain, headed = (image_figure([image], ["a"], width=2.0, height=2.0, heading=heading) for heading in ("", "all"))
+    assert plain.get_size_inches().tolist() == [2, 2]
+    width, height = headed.get_size_inches()
+    assert height > 2
+    renderer = FigureCanvasAgg(headed).get_renderer()
+    title, heading = (text.get_window_extent(renderer) for text in headed.axes[0].texts)
+    assert title.y1 <= heading.y0 < heading.y1 <= 100 * height
+    assert (heading.x0 + heading.x1) / 2 == pytest.approx(50 * width, abs=1)
 
 
 def test_confusion_matrix_by_hand() -> None:

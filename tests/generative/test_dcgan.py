@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import Process, error_message, metrics, start, wait_until
+from tests.programs import Process, error_message, last_checkpoint, metrics, start, wait_until
 from tests.tensorboard_pages import curve_groups, hparams_metrics
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
@@ -197,7 +197,7 @@ def test_resuming_a_killed_run_is_bitwise_exact(finished: Path, tmp_path: Path) 
 
 def update_of(folder: Path) -> int:
     """Return the update of the last checkpoint, -1 if there is none."""
-    return int(state(folder)["learner"]["updates"]) if (folder / "checkpoint-0.pt").exists() else -1
+    return int(last_checkpoint(folder, "dcgan").get("learner", {"updates": -1})["updates"])
 
 
 def test_ctrl_c_saves_and_prints_the_command_to_resume(tmp_path: Path) -> None:

@@ -47,10 +47,9 @@ def draw_misread(images: ImageSet, scores: Scores, classes: tuple[str, ...], max
         probability = float(scores.probability_NK[index, prediction])
         pictures.append(images.images[index].permute(1, 2, 0).numpy())
         titles.append(f"{classes[label]} → {classes[prediction]} {probability:.0%}")
-    figure = image_figure(pictures, titles)
     wrong = int((scores.prediction_N != scores.label_N).sum())
-    figure.suptitle(f"{wrong} of {len(images):,} misclassified: label → prediction, probability", fontsize=9)
-    return figure
+    heading = f"{wrong} of {len(images):,} misclassified: label → prediction, probability"
+    return image_figure(pictures, titles, heading=heading)
 
 
 def draw_confusion(scores: Scores, classes: tuple[str, ...]) -> Figure:
