@@ -52,6 +52,12 @@ class Process:
                 raise TimeoutError(f"process {self.pid} is still running after {timeout} s: {self.err.read_text()}")
         return self.out.read_text(), self.err.read_text()
 
+    def wait(self) -> int:
+        """Wait until the process has ended; return its exit status."""
+        self.communicate()
+        assert self.returncode is not None
+        return self.returncode
+
     def sleep(self, seconds: float) -> bool:
         """Sleep until the process has ended, at most this long, without asking the server; return whether it has."""
         if self.returncode is not None:

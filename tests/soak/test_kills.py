@@ -104,7 +104,10 @@ def test_a_run_that_cannot_be_resumed_is_lost(
     assert kills.summarize([result])["by_program"]["dqn"]["lost"] == 1
 
 
-def test_the_soak_test_resumes_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_soak_test_resumes_and_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kills, "MAX_KILLS", 2)
     words = ["--programs", "dqn", "--folder", str(tmp_path)]
     summaries = []
     for number in ("1", "3"):
