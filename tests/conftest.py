@@ -21,10 +21,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fork_server import BLANK_FIGURES
 from zerokara.core.data import lmdb_check
 from zerokara.core.machine import usable_cores
 from zerokara.core.zoo import registry as zoo
 
+# Files must survive a kill here, not a loss of power, and waiting for the disk takes longer than many tests compute.
+vars(os)["fsync"] = lambda descriptor: None
 # As in every run. Threads inherit the setting when they start, so it is set before the first one.
 torch.set_flush_denormal(True)
 
@@ -85,8 +88,12 @@ def empty_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave figures blank, for tests that are about something else: rendering takes most of the time of tiny runs."""
+    """Leave figures blank, for tests that are about something else: rendering takes most of the time of tiny runs.
+
+    The figures of programs that such a test starts are blank, too.
+    """
     monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda figure, renderer: None)
+    monkeypatch.setenv(BLANK_FIGURES, "1")
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ LIBRARIES = (
     *("faster_coco_eval", "sacrebleu.metrics.bleu"),
 )
 OURS = frozenset({"zerokara", "agents", "core", "envs", "generative", "vision"})
+BLANK_FIGURES = "ZEROKARA_BLANK_FIGURES"  # environment variable of the fixture blank_figures
 INHERITED: list[Any] = []  # objects of a parent whose files a child must not close
 
 
@@ -78,6 +79,8 @@ def run(folder: str, arguments: Sequence[str], environment: Mapping[str, str]) -
     os.environ.clear()
     os.environ.update(environment)
     show_environment(environment)
+    if BLANK_FIGURES in environment:
+        vars(importlib.import_module("matplotlib.figure"))["Figure"].draw = lambda figure, renderer: None
     kind, program, *words = arguments
     try:
         if kind == "-m":
@@ -208,6 +211,7 @@ class Popen(subprocess.Popen[Any]):
 
 if __name__ == "__main__":
     vars(subprocess)["Popen"] = Popen
+    vars(os)["fsync"] = lambda descriptor: None  # as in tests/conftest.py
     for library in sys.argv[2:] or LIBRARIES:
         importlib.import_module(library)
     if not Path(importlib.util.cache_from_source(Path(__file__).parents[1] / "core" / "run.py")).exists():

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.fork_server import BLANK_FIGURES
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 
@@ -122,7 +123,7 @@ def start_processes(folder: Path, number: int, *arguments: str, **environment: s
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(number)}
-    address |= environment
+    address |= {BLANK_FIGURES: "1", **environment}
     return [start(folder, *arguments, **address, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(number)]
 
 

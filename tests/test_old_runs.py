@@ -28,6 +28,8 @@ from zerokara.core.zoo.provenance import trace
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.vision.binarization.network import BinaryMetadata
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 FOLDER = Path(__file__).parent / "old_runs"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((FOLDER / "expected.json").read_text("utf-8"))
 USED = [name for name, run in EXPECTED.items() if run.get("commands") or run.get("values")]

@@ -12,6 +12,8 @@ from tests.programs import metrics, start, wait_until
 from tests.soak.kills import CHILD, PROGRAMS
 from tests.soak.phases import PhaseReader
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.mark.parametrize("program", ["dqn", "dcgan-conditional", "classify"])
 def test_a_program_mirrors_its_run_and_continues_after_a_kill(program: str, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.vision import binary
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 TINY = (
     *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--epochs", "1"),
     *("--hidden-units", "64", "--num-hidden-layers", "1", "--device", "cpu", "--precision", "float32", "--quiet"),

@@ -20,6 +20,8 @@ from zerokara.core.data import glyphs
 from zerokara.core.report import write_json
 from zerokara.vision import classify
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 TINY = (
     *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--epochs", "1"),
     *(

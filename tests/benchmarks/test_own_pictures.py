@@ -13,6 +13,8 @@ from benchmarks import own_pictures
 from zerokara.core import data
 from zerokara.core.data import glyphs
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def test_preprocessing_lowers_the_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 40, "test": 20})

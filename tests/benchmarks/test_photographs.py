@@ -19,6 +19,8 @@ from zerokara.core.data import glyphs
 from zerokara.vision import classify
 from zerokara.vision.classification import clock
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 TINY = (
     *(
         "--data",

@@ -54,5 +54,6 @@ def train(root: Path, name: str, *flags: str) -> Path:
     """Train a run with the program; return its folder."""
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
         patch.setattr(glyphs, "NUMBER", FEW)
+        patch.setattr("matplotlib.figure.Figure.draw", lambda figure, renderer: None)
         dcgan.main([*TINY, "--name", name, *flags])
     return root / "runs" / name

@@ -22,6 +22,8 @@ from zerokara.generative import dcgan
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.learner import make_discriminator, make_generator
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SMALL = ("--generator-width", "0.1", "--discriminator-width", "0.1", "--device", "cpu", "--threads", "1")
 QUICK = (*SMALL, "--precision", "float32", "--video-every-updates", "0", "--eval-images", "100", "--quiet")
 

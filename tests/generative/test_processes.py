@@ -16,6 +16,8 @@ from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 from zerokara.generative.gan.config import KIND
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 PROGRAM = """
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main

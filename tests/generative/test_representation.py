@@ -175,6 +175,7 @@ def test_program(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["test_errors"] == errors, "the same command must give the same numbers"
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_classifier_instead_of_the_supervised_network(run: Path) -> None:
     Path("classifier").mkdir()
     METADATA.save(Path("classifier/model.safetensors"), METADATA.build().state_dict())

@@ -32,6 +32,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("finished")
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
         patch.setattr(glyphs, "NUMBER", FEW)
+        patch.setattr("matplotlib.figure.Figure.draw", lambda figure, renderer: None)
         classify.main(TINY_GLYPHS)
     return root / "runs" / "tiny"
 

@@ -142,6 +142,7 @@ def test_cosine_schedule() -> None:
     assert training.learning_rate == pytest.approx(0.2)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_killed_run_is_resumed_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     often = [*SHORT, "--checkpoint-every-updates", "3", "--log-every-updates", "2"]
     binary.main([*often, "--name", "whole"])
@@ -186,6 +187,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert hparams_metrics(Path("runs"))["b"] == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_test_set_is_read_once_and_only_with_test(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = []
     load = data.load
@@ -244,6 +246,7 @@ def test_divergence_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         binary.main([*SHORT, "--name", "nan"])
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_loss_of_ones_own_gives_the_numbers_of_the_same_built_in_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +263,7 @@ def test_a_loss_of_ones_own_gives_the_numbers_of_the_same_built_in_one(
     assert json.loads(Path("runs/own/config.json").read_text())["config"]["loss"] == "my_loss.py:CrossEntropy"
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_two_processes_train_and_evaluate_together(tmp_path: Path) -> None:
     program = """
 from zerokara.core.config import run_main

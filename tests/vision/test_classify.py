@@ -35,6 +35,8 @@ from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Training
 from zerokara.vision.classification.scoring import Scores
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 FEW = {"train": 800, "test": 200}  # generating thousands of digits takes seconds
 TINY = (
     *("--train-images", "400", "--validation-images", "200", "--epochs", "3", "--batch-size", "50"),

@@ -18,6 +18,8 @@ from zerokara.vision.captioning.network import Captioner, CaptionerMetadata
 from zerokara.vision.detection.network import RegionNet
 from zerokara.vision.segmentation.networks import make_segmenter, stage_strides
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SOURCE = """
 from torch import nn
 

@@ -32,7 +32,7 @@ SMALL = (
         "--backbone",
         "resnet20",
         "--width-multiplier",
-        "0.5",
+        "0.25",
         "--stride",
         "4",
     ),
@@ -75,9 +75,9 @@ def quick(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def finished(workspace: Path) -> dict[str, Path]:
     """Train a run of each method with the program; return the run folders."""
     runs = {}
-    for method, updates in (("fast-rcnn", "120"), ("rcnn", "60")):
+    for method, updates in (("fast-rcnn", "80"), ("rcnn", "40")):
         words = [*SMALL, "--method", method, "--name", method, "--updates", updates]
-        words += ["--validate-every-updates", "60", "--log-every-updates", "20", "--checkpoint-every-updates", "10"]
+        words += ["--validate-every-updates", "40", "--log-every-updates", "20", "--checkpoint-every-updates", "10"]
         out, err, code = run_program(workspace, *words)
         assert (code, err) == (0, ""), err
         assert "left out: disc (5, 5, 5, 5) in Annotations/003.xml: the box has no area" in out
@@ -129,12 +129,12 @@ def test_shapes_are_detected(finished: dict[str, Path], method: str) -> None:
 def test_a_run_folder_has_the_documented_files(finished: dict[str, Path]) -> None:
     run = finished["fast-rcnn"]
     lines = metrics(run)
-    assert [line["step"] for line in lines if "train/loss" in line] == list(range(20, 121, 20))
-    assert [line["step"] for line in lines if "val/map_50" in line] == [60, 120]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(20, 81, 20))
+    assert [line["step"] for line in lines if "val/map_50" in line] == [40, 80]
     config = json.loads((run / "config.json").read_text())["config"]
-    assert (config["backbone"], config["width_multiplier"]) == ("resnet20", 0.5)
+    assert (config["backbone"], config["width_multiplier"]) == ("resnet20", 0.25)
     media = {path.name for path in (run / "media").iterdir()}
-    assert media >= {"learnt_from-0.png", "validation-60.png", "test_worst-120.png", "test_best-120.png"}
+    assert media >= {"learnt_from-0.png", "validation-40.png", "test_worst-80.png", "test_best-80.png"}
     assert list(run.glob("events.*"))
     detector = DetectorMetadata.load(run)[0]
     assert detector.metadata.figures == read_results(run)

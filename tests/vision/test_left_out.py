@@ -10,6 +10,8 @@ import pytest
 from zerokara.core.media import png_bytes
 from zerokara.vision import classify
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 OPTIONS = (
     *("--width-multiplier", "0.25", "--epochs", "1", "--batch-size", "10", "--validation-images", "4"),
     *("--device", "cpu", "--threads", "1", "--precision", "float32", "--compile", "off", "--name", "run"),

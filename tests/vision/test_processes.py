@@ -12,6 +12,8 @@ from tests.programs import metrics, run_processes
 from tests.vision import drawn_boxes
 from zerokara.core import checkpoint
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 # The program with few digits and without figures, which take half of the time; the first process gets a signal after
 # an update, and all vote after each.
 PROGRAM = """

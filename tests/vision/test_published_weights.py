@@ -31,6 +31,8 @@ from zerokara.vision.detection.learner import make_metadata as make_detector_met
 from zerokara.vision.segmentation import config as segmentation
 from zerokara.vision.segmentation import learner as segmenter_learner
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 TINY = (
     *("--data", "colors", "--epochs", "2", "--batch-size", "8", "--validation-images", "4", "--quiet"),
     *("--backbone", "resnet18", "--stem", "small", "--width-multiplier", "0.1", "--head", "pooled"),

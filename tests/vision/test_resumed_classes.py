@@ -14,6 +14,8 @@ from zerokara.core.config import UserError
 from zerokara.core.media import write_png
 from zerokara.vision import binary, classify
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 WORDS = ("--data", "set", "--epochs", "1", "--batch-size", "8", "--validation-images", "4", "--quiet", "--name", "run")
 
 

@@ -30,6 +30,8 @@ from zerokara.vision.segmentation import learner
 from zerokara.vision.segmentation.config import PRESETS, Config
 from zerokara.vision.segmentation.networks import SegmenterMetadata, make_segmenter
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 HARDWARE = ("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1")
 TINY = (
     *("--data", "shapes", "--data-dir", ".", "--network", "fcn2s", "--backbone", "resnet18"),

@@ -11,6 +11,8 @@ import pytest
 
 from tests.programs import run_processes
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 COMMON = """
 import sys, torch
 from torch import nn

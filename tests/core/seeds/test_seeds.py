@@ -21,6 +21,8 @@ from zerokara.core.metrics import json_line
 from zerokara.core.seeds import __main__ as seeds
 from zerokara.core.seeds import results as results_of_runs
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 TINY = (
     *("--data", "glyphs", "--train-images", "200", "--validation-images", "10", "--batch-size", "50", "--no-test"),
     *("--width-multiplier", "0.25", "--device", "cpu", "--precision", "float32", "--compile", "off"),

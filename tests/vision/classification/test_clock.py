@@ -21,6 +21,8 @@ from zerokara.vision.classification.clock import epochs_in_time_limit
 from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 TINY = (
     *("--train-images", "400", "--validation-images", "200", "--batch-size", "50", "--width-multiplier", "0.5"),
     "--no-test",
