@@ -21,10 +21,15 @@ def frechet_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)). With a classifier's features it is the Fréchet classifier distance,
     with Inception's the FID (Heusel et al. 2017, equation 6). The trace of the matrix square root is the sum of the
-    square roots of the eigenvalues of S1 S2, so no matrix square root is computed.
+    square roots of the eigenvalues of S1 S2, so no matrix square root is computed. With S1 = X^T X and S2 = Y^T Y these
+    are the singular values of X Y^T, which is the smaller matrix if there are fewer images than features.
     """
     real_NF, fake_MF = real_NF.double(), fake_MF.double()
     gap_F = real_NF.mean(0) - fake_MF.mean(0)
+    if min(len(real_NF), len(fake_MF)) < real_NF.shape[1]:
+        x_NF, y_MF = ((features - features.mean(0)) / (len(features) - 1) ** 0.5 for features in (real_NF, fake_MF))
+        root_trace = torch.linalg.svdvals(x_NF @ y_MF.T).sum()
+        return float(gap_F @ gap_F + x_NF.square().sum() + y_MF.square().sum() - 2 * root_trace)
     real_FF, fake_FF = (torch.atleast_2d(features.T.cov()) for features in (real_NF, fake_MF))
     root_trace = torch.linalg.eigvals(real_FF @ fake_FF).sqrt().real.sum()
     return float(gap_F @ gap_F + real_FF.trace() + fake_FF.trace() - 2 * root_trace)

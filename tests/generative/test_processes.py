@@ -84,7 +84,7 @@ def test_only_the_statistics_of_batch_norm_differ_between_processes(
     tmp_path: Path, size: int, words: tuple[str, ...], has_statistics: bool
 ) -> None:
     """Each process measures the mean and variance of its own images, as in PyTorch's data-parallel training."""
-    train(tmp_path, size, *TINY, "--updates", "15", *words)
+    train(tmp_path, size, *TINY, "--updates", "15", "--eval-every-updates", "0", *words)
     different = check_equal_weights(tmp_path / "runs" / "run", size)
     assert bool(different) == has_statistics
 

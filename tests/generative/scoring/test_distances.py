@@ -49,6 +49,20 @@ def test_frechet_distance_equals_the_form_with_a_symmetric_root() -> None:
     assert frechet_distance(a, b) == pytest.approx(float(gap) + np.trace(sa) + np.trace(sb) - 2 * trace)
 
 
+@pytest.mark.parametrize(("number", "other"), [(5, 40), (40, 5), (7, 6), (5, 5), (12, 12), (13, 12), (12, 11)])
+def test_frechet_distance_of_fewer_images_than_features(number: int, other: int) -> None:
+    """Covariances are singular; the reference is the form with a symmetric root."""
+    a, b = torch.randn(number, 12) @ torch.randn(12, 12), torch.randn(other, 12) @ torch.randn(12, 12) + 1
+    sa, sb = (np.cov(x.double().numpy().T) for x in (a, b))
+    values, vectors = np.linalg.eigh(sa)
+    root = vectors @ np.diag(np.sqrt(values.clip(0))) @ vectors.T
+    trace = np.sqrt(np.linalg.eigvalsh(root @ sb @ root).clip(0)).sum()
+    gap = (a.double().mean(0) - b.double().mean(0)).square().sum()
+    expected = float(gap) + np.trace(sa) + np.trace(sb) - 2 * trace
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
 def test_frechet_distance_is_computed_in_float64() -> None:
     """A deviation of .01 far from the origin is lost in float32; covariances of few points are singular."""
     a = torch.randn(500, 8) * 0.01
