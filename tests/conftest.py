@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib
 import os
 import random
 from collections.abc import Iterator
@@ -94,6 +96,15 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda figure, renderer: None)
     monkeypatch.setenv(BLANK_FIGURES, "1")
+
+
+@pytest.fixture(scope="session")
+def onnx_operators() -> Iterator[None]:
+    """Let PyTorch list its operators for ONNX once; it does so in every export, a third of a small one's time."""
+    registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
+        yield
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @needs_onnx
+@pytest.mark.usefixtures("onnx_operators")
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: " ".join(map(str, variant.values())) or "default")
 def test_both_files_give_the_same_q_values_for_any_number(
     variant: dict[str, Any], capsys: pytest.CaptureFixture[str]
@@ -109,6 +110,7 @@ def test_weights_and_metadata_are_of_one_reading(catch_run: Path, monkeypatch: p
 
 
 @needs_onnx
+@pytest.mark.usefixtures("onnx_operators")
 def test_one_file_of_a_run_with_the_action_of_an_observation(
     catch_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +142,7 @@ def test_one_file_of_a_run_with_the_action_of_an_observation(
 
 
 @needs_onnx
+@pytest.mark.usefixtures("onnx_operators")
 def test_an_agent_that_observes_vectors() -> None:
     import onnxruntime
 
@@ -209,6 +212,7 @@ def test_max_pooling_by_slices(size: int, height: int, width: int) -> None:
 
 
 @needs_onnx
+@pytest.mark.usefixtures("onnx_operators")
 def test_a_network_that_cannot_be_exported_gets_a_sentence() -> None:
     Path("my_net.py").write_text(
         "import torch\nfrom torch import nn\n\n"

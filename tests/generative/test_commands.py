@@ -212,6 +212,7 @@ def test_neighbours_writes_an_image_grid(run: Path, capsys: pytest.CaptureFixtur
 
 
 @needs_onnx
+@pytest.mark.usefixtures("onnx_operators")
 @pytest.mark.parametrize("name", ["plain", "by_class"])
 def test_exported_files_generate_the_same_images_for_any_batch(
     name: str, run: Path, capsys: pytest.CaptureFixture[str]

@@ -30,6 +30,7 @@ def save_run(folder: Path, metadata: ClassifierMetadata = DIGITS) -> Path:
 
 
 @needs_onnx
+@pytest.mark.usefixtures("onnx_operators")
 def test_onnx_file_gives_the_same_probabilities_for_any_batch_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
