@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from rich.console import Console
 
@@ -91,10 +90,9 @@ def test_images_are_plotted_in_rows_with_their_titles() -> None:
     assert [text.get_text() for text in texts] == titles
     assert heading.get_text() == ""
     assert [np.asarray(image.get_array()).shape for image in axes.images] == [(2, 4), (2, 4, 3)] * 2
-    renderer = FigureCanvasAgg(figure).get_renderer()
     for index, (image, text) in enumerate(zip(axes.images, texts, strict=True)):
         row, column = divmod(index, 3)
-        box, title = image.get_window_extent(renderer), text.get_window_extent(renderer)
+        box, title = image.get_window_extent(), text.get_window_extent()
         assert box.width == pytest.approx(2 * box.height)
         assert box.width == pytest.approx(92)
         cell = (100 * column, 240 - 120 * (row + 1), 100 * (column + 1), 240 - 120 * row)
@@ -113,8 +111,8 @@ def test_a_heading_is_above_the_images() -> None:
     assert plain.get_size_inches().tolist() == [2, 2]
     width, height = headed.get_size_inches()
     assert height > 2
-    renderer = FigureCanvasAgg(headed).get_renderer()
-    title, heading = (text.get_window_extent(renderer) for text in headed.axes[0].texts)
+    figure_pixels(headed)
+    title, heading = (text.get_window_extent() for text in headed.axes[0].texts)
     assert title.y1 <= heading.y0 < heading.y1 <= 100 * height
     assert (heading.x0 + heading.x1) / 2 == pytest.approx(50 * width, abs=1)
 

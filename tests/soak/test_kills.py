@@ -97,7 +97,7 @@ def test_a_run_that_cannot_be_resumed_is_lost(
     original = kills.kill_once
 
     def kill_and_damage(*arguments: object) -> kills.Kill | None:
-        kill = original(*arguments)
+        kill = original(*arguments)  # type: ignore[arg-type]
         for config in tmp_path.glob("lost/runs/run/config.json"):
             config.write_text("{")
         return kill
