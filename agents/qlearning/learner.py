@@ -100,6 +100,7 @@ class Learner:
             )
         self.generator = None if seed is None else torch.Generator(compute.torch_device).manual_seed(seed)
         self._forward = compute.function(self._forward_eager)
+        self._converted = compute.converter()
         # Sums since the last `read_metrics`: loss, mean Q, gradient norm, number of updates. They stay on the device.
         self._sums = torch.zeros(4, device=compute.torch_device)
 
@@ -125,7 +126,7 @@ class Learner:
         """Do one gradient step on the loss of `tensors`. Returns the TD errors (B,), as the loss returned them."""
         if self.network.has_train_mode:
             self.online.train()
-        loss, mean_q, td_error_B = self._forward(*tensors)
+        loss, mean_q, td_error_B = self._forward(*(None if x is None else self._converted(x) for x in tensors))
         self.online.zero_grad(set_to_none=True)
         loss.backward()
         if self._averages_gradients:

@@ -34,6 +34,7 @@ class Policy:
         self.network, self.compute = network, compute
         self.noise = torch.Generator(compute.torch_device).manual_seed(seed)
         self._values = compute.function(self._forward)
+        self._converted = compute.converter()
 
     def _forward(self, obs_NCHW: Tensor) -> Tensor:
         with torch.no_grad(), self.compute.autocast():
@@ -52,7 +53,8 @@ class Policy:
                 self.network.backbone.eval()
             if noisy:
                 resample_noise(self.network, self.noise)
-        return self._values(torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True))
+        obs = torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True)
+        return self._values(self._converted(obs))
 
     def act(
         self, obs_NCHW: np.ndarray, epsilon: float | Tensor, exploration: Exploration, *, noisy: bool = False

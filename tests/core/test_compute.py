@@ -262,6 +262,47 @@ def test_images_are_scaled_to_0_1(precision: str, channels_last: bool) -> None:
     assert x[0, 0, 0, :2].tolist() == [0, 1]
 
 
+def compiled_without_vectors(monkeypatch: pytest.MonkeyPatch, capability: str = "AVX2") -> list[dict[str, Any]]:
+    """Simulate a processor; compiled functions are not compiled, and the options of each are listed."""
+    options: list[dict[str, Any]] = []
+
+    def compile_nothing(function: Callable[..., Any], **given: Any) -> Callable[..., Any]:
+        options.append(given)
+        return function
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    return options
+
+
+def test_on_avx2_images_are_converted_before_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = compiled_without_vectors(monkeypatch)
+    compute = Compute(channels_last=True, compile=True)
+    convert = compute.converter()
+    assert options == [{"options": {"cpp.simdlen": 1}}]
+    pixels = torch.randint(256, (3, 4, 6, 5), dtype=torch.uint8)
+    x = convert(pixels)
+    assert torch.equal(x, compute.images(pixels)), "equal to the bit"
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    for other in (x, torch.tensor([1, 2]), torch.tensor([1, 2], dtype=torch.uint8)):
+        assert convert(other) is other
+    assert compute.images(x) is x, "nothing is left to do"
+
+
+@pytest.mark.parametrize(
+    ("capability", "changes"),
+    [("AVX512", {}), ("DEFAULT", {}), ("AVX2", {"compile": False}), ("AVX2", {"precision": "bfloat16"})],
+)
+def test_elsewhere_compiled_code_converts_images(
+    capability: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = compiled_without_vectors(monkeypatch, capability)
+    pixels = torch.randint(256, (3, 4, 6, 5), dtype=torch.uint8)
+    settings: dict[str, Any] = {"channels_last": True, "compile": True, **changes}
+    assert Compute(**settings).converter()(pixels) is pixels
+    assert options == []
+
+
 def test_module_has_the_memory_format() -> None:
     layouts = []
     for channels_last in (True, False):

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.agents.qlearning.sampled import ACTIONS, BATCH, OBS, SampledLearner, batches, config, make
+from zerokara.agents import dqn
 from zerokara.agents.dqn import dqn_loss
+from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.replay import Batch
 from zerokara.core.compute import Compute
 from zerokara.core.divergence import has_finite_weights
@@ -131,6 +133,34 @@ def test_no_gradient_flows_through_the_bootstrap_value() -> None:
     expected = [p.grad for p in learner.network.parameters() if p.grad is not None]
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def record_calls(learner: Learner, given: list[tuple[Tensor | None, ...]]) -> None:
+    """Record the tensors with which the learner calls the loss."""
+    forward = learner._forward
+
+    def recorded(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        given.append(tensors)
+        return forward(*tensors)
+
+    learner._forward = recorded
+
+
+def test_on_avx2_the_loss_gets_floats_and_the_same_weights_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled functions are simulated; compare `Compute.converter`."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    sides = []
+    for capability, images in (("AVX2", torch.float32), ("AVX512", torch.uint8)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        learner = make(batches(), compute=Compute(channels_last=True, compile=True)).learner
+        given: list[tuple[Tensor | None, ...]] = []
+        record_calls(learner, given)
+        for _ in range(2):
+            dqn.gradient_step(learner, batches()())
+        dtypes = [tuple(x.dtype for x in (tensors[0], tensors[4]) if x is not None) for tensors in given]
+        assert dtypes == [(images, images)] * 2
+        sides.append(weights(learner.network))
+    assert same(*sides)
 
 
 def test_metrics_are_means_since_the_last_read() -> None:

@@ -29,6 +29,16 @@ def observations(number: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (number, *OBS), np.uint8)
 
 
+def test_on_avx2_the_compiled_network_gets_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled functions are simulated; compare `Compute.converter`."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    player = policy(Compute(channels_last=True, compile=True))
+    monkeypatch.setattr(player, "_values", lambda x: x)
+    obs = observations(4)
+    assert torch.equal(player.values(obs), torch.from_numpy(obs) * torch.tensor(1 / 255))
+
+
 def test_policy_values_are_those_of_the_network() -> None:
     player = policy()
     obs = observations(4)
