@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CropPadding = Literal["edge", "reflect"]
 ELASTIC_SIGMA = 1 / 7  # fraction of the side; Simard et al. found 4 pixels best on 28 x 28
 
 
@@ -33,6 +35,7 @@ class Augment:
     shear_degrees: float = 0.0  # uniform in [-shear_degrees, shear_degrees]
     elastic_pixels: float = 0.0  # standard deviation of every pixel's displacement
     crop_pixels: int = 0  # padding on each side, from which a crop of the original size is taken
+    crop_padding: CropPadding = "edge"  # edge: repeat the pixels of the edge; reflect: mirror at the edge
     flip: bool = False  # mirror half of the images left to right
     brightness: float = 0.0  # added to all pixels, uniform in [-brightness, brightness]; pixels are 0 to 1
     contrast: float = 0.0  # factor on the distance from the image's mean, uniform in [1 - contrast, 1 + contrast]
@@ -55,7 +58,7 @@ class Augment:
         if self.rotation_degrees or self.shift or self.scale or self.shear_degrees or self.elastic_pixels:
             x_BCHW = warp(x_BCHW, self._sample_maps(x_BCHW, generator), self._sample_field(x_BCHW, generator))
         if self.crop_pixels:
-            x_BCHW = shift_at_random(x_BCHW, self.crop_pixels, generator)
+            x_BCHW = shift_at_random(x_BCHW, self.crop_pixels, generator, self.crop_padding)
         if self.flip:
             x_BCHW = torch.where(_flip_mask(x_BCHW, generator, index_B, epoch), x_BCHW.flip(3), x_BCHW)
         if self.brightness or self.contrast:
@@ -182,23 +185,25 @@ def warp(x_BCHW: Tensor, map_B23: Tensor, field_B2HW: Tensor | None = None) -> T
     return F.grid_sample(x_BCHW, position_BHW2, padding_mode="border", align_corners=False)
 
 
-def shift_at_random(x_BCHW: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Shift each image (B, C, H, W) by up to `pixels` in each direction, uniformly; edges are repeated."""
+def shift_at_random(x_BCHW: Tensor, pixels: int, generator: torch.Generator, padding: CropPadding = "edge") -> Tensor:
+    """Shift each image (B, C, H, W) by up to `pixels` in each direction, uniformly; `padding` as in `crop`."""
     corner_B2 = torch.randint(2 * pixels + 1, (len(x_BCHW), 2), generator=generator, device=x_BCHW.device)
-    return crop(x_BCHW, pixels, corner_B2)
+    return crop(x_BCHW, pixels, corner_B2, padding)
 
 
-def crop(x_BCHW: Tensor, margin_pixels: int, corner_B2: Tensor) -> Tensor:
-    """Pad images by repeating their edges and crop to the original size (B, C, H, W).
+def crop(x_BCHW: Tensor, margin_pixels: int, corner_B2: Tensor, padding: CropPadding = "edge") -> Tensor:
+    """Pad images and crop to the original size (B, C, H, W).
 
     Args:
         x_BCHW: images of any data type.
         margin_pixels: padding on each side.
         corner_B2: top left corner (y, x) of each crop in the padded image, from 0 to twice the margin.
+        padding: "edge" repeats the pixels of the edge; "reflect" mirrors the image at them, which needs floats.
     """
     height, width = x_BCHW.shape[2:]
     if x_BCHW.is_floating_point():
-        padded = F.pad(x_BCHW, (margin_pixels,) * 4, mode="replicate")
+        mode = "replicate" if padding == "edge" else "reflect"
+        padded = F.pad(x_BCHW, (margin_pixels,) * 4, mode=mode)
     else:  # integers, for which PyTorch has no such kernel on a GPU
         padded = x_BCHW
         for axis in (2, 3):

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
 from zerokara.core.compute import Compute
 from zerokara.core.eager_optim import SGD, Adam, AdamW, EagerOptimizer, RAdam
+from zerokara.core.muon import Muon, NormalizedMuon
 
-OptimizerName = Literal["sgd", "adam", "adamw", "muon"]
+OptimizerName = Literal["sgd", "adam", "adamw", "muon", "muon_sgd"]
 ADAMW_LR_FACTOR = 0.1  # beside Muon: a learning rate of 0.02 for Muon means 0.002 for AdamW's parameters
 _KERNELS = ("fused", "capturable", "foreach", "differentiable")  # settings of an optimizer that select its kernels
 
@@ -26,33 +26,47 @@ def make_optimizer(
     weight_decay: float,
     momentum: float,
     outputs: Sequence[Tensor] = (),
+    output_learning_rate: float | None = None,
+    bias_learning_rate: float | None = None,
+    sgd_momentum: float = 0.85,
 ) -> torch.optim.Optimizer:
     """Create an optimizer of all trainable parameters of a module, with fused kernels where PyTorch has them.
 
-    Weight decay applies to parameters of two and more dimensions, not to biases and the gains of normalization layers.
+    Weight decay applies to parameters of two and more dimensions, not to biases and the gains of normalization layers;
+    with "muon_sgd" it applies to biases, gains and the output layers, because filters are normalized.
 
     Args:
         name: "sgd" with Nesterov momentum (plain SGD if momentum is 0); "adam" with L2 regularization in the gradient;
             "adamw" and "muon" with decoupled weight decay, learning_rate * weight_decay per step. "muon" is for the
             matrices of hidden layers: AdamW updates vectors and the matrices of the output layers, with the learning
-            rate times `lr_factor`.
+            rate times `lr_factor`. "muon_sgd" is airbench's: Muon with normalized weights, and SGD with Nesterov
+            momentum for vectors and output layers, whose weight decay is that of an update whatever the learning rate.
         module: module to train.
         learning_rate: of every group. A schedule that sets group["lr"] must multiply by group.get("lr_factor", 1.0).
         weight_decay: of matrices and convolution filters.
         momentum: of SGD and Muon.
         outputs: matrices of the output layers; empty: the last matrix.
+        output_learning_rate: of the output layers, with "muon_sgd"; None: `learning_rate`.
+        bias_learning_rate: of vectors, with "muon_sgd"; None: `learning_rate`.
+        sgd_momentum: of SGD, with "muon_sgd".
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
+    if name == "muon_sgd":
+        matrices, last = _split_outputs(parameters, outputs)
+        groups: list[dict[str, Any]] = [{"params": matrices, "muon": True, "lr": learning_rate}]
+        vectors = [p for p in parameters if p.ndim < 2]
+        for params, rate in (
+            (last, output_learning_rate or learning_rate),
+            (vectors, bias_learning_rate or learning_rate),
+        ):
+            sgd = {"lr": rate, "lr_factor": rate / learning_rate, "momentum": sgd_momentum}
+            groups.append({"params": params, **sgd, "weight_decay": weight_decay / rate})
+        return NormalizedMuon([group for group in groups if group["params"]], lr=learning_rate, momentum=momentum)
     if name == "muon":
-        matrices = [p for p in parameters if p.ndim >= 2]
-        last = {id(p) for p in outputs or matrices[-1:]}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in matrices if id(p) not in last], "muon": True, "weight_decay": weight_decay},
-            {
-                "params": [p for p in matrices if id(p) in last],
-                "lr_factor": ADAMW_LR_FACTOR,
-                "weight_decay": weight_decay,
-            },
+        matrices, last = _split_outputs(parameters, outputs)
+        groups = [
+            {"params": matrices, "muon": True, "weight_decay": weight_decay},
+            {"params": last, "lr_factor": ADAMW_LR_FACTOR, "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "lr_factor": ADAMW_LR_FACTOR},
         ]
         for group in groups:
@@ -64,6 +78,13 @@ def make_optimizer(
     return (Adam if name == "adam" else AdamW)(groups, lr=learning_rate, fused=True)
 
 
+def _split_outputs(parameters: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the matrices and filters of hidden layers, and the matrices of output layers (none given: the last)."""
+    matrices = [p for p in parameters if p.ndim >= 2]
+    last = {id(p) for p in outputs or matrices[-1:]}
+    return [p for p in matrices if id(p) not in last], [p for p in matrices if id(p) in last]
+
+
 def _decay_groups(parameters: Sequence[Tensor], weight_decay: float) -> list[dict[str, Any]]:
     """Return parameter groups with weight decay for matrices and filters, and without for biases and gains."""
     groups: list[dict[str, Any]] = [
@@ -71,94 +92,6 @@ def _decay_groups(parameters: Sequence[Tensor], weight_decay: float) -> list[dic
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def orthogonalize(matrix_NRC: Tensor, steps: int = 5) -> Tensor:
-    """Move all singular values of matrices (N, R, C) close to 1 (0.7 to 1.2) without changing the singular vectors.
-
-    Newton-Schulz iteration with Jordan's coefficients (https://kellerjordan.github.io/posts/muon), in bfloat16 on a
-    GPU, in float32 elsewhere.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x: Tensor = matrix_NRC.bfloat16() if matrix_NRC.is_cuda else matrix_NRC.float()
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrix_NRC.dtype)
-
-
-class Muon(EagerOptimizer):
-    """Muon, orthogonalized momentum, for parameter groups with "muon": True; AdamW for the other groups.
-
-    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". Convolution filters (O, C, h, w) are
-    reshaped to matrices (O, C h w). Matrices of the same shape are orthogonalized together. An update is
-    lr * sqrt(max(1, rows / columns)) times a matrix whose singular values are close to 1.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[dict[str, Any]],
-        lr: float,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        defaults = {"muon": False, "lr_factor": 1.0, "lr": lr, "momentum": momentum, "betas": betas, "eps": eps}
-        # "fused" tells PyTorch that the step count, which AdamW needs, belongs on the device when a state is restored.
-        super().__init__(params, {**defaults, "weight_decay": weight_decay, "fused": True})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                (self._muon if group["muon"] else self._adamw)(params, group)
-
-    def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-        grads = [p.grad for p in params if p.grad is not None]
-        momenta = [self.state[p]["momentum"] for p in params]
-        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        by_shape: dict[tuple[int, int], list[int]] = {}
-        for index, p in enumerate(params):
-            by_shape.setdefault((p.shape[0], p[0].numel()), []).append(index)
-        for (rows, columns), indices in by_shape.items():
-            stacked = torch.stack([nesterov[index].reshape(rows, columns) for index in indices])
-            updates = orthogonalize(stacked) * -(group["lr"] * max(1.0, rows / columns) ** 0.5)
-            selected = [params[index] for index in indices]
-            torch._foreach_add_(selected, [update.view(p.shape) for update, p in zip(updates, selected, strict=True)])
-
-    def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        for p in params:
-            if not self.state[p]:
-                step = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p].update(step=step, mean=torch.zeros_like(p), square=torch.zeros_like(p))
-        states = [self.state[p] for p in params]
-        adamw(
-            params,
-            [p.grad for p in params if p.grad is not None],
-            [state["mean"] for state in states],
-            [state["square"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
 
 
 class CenteredRMSprop(EagerOptimizer):

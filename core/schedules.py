@@ -46,6 +46,16 @@ def warmup_cosine(step: float, warmup_steps: float, total_steps: float) -> float
     return cosine(step, 1.0, 0.0, warmup_steps, max(0.0, total_steps - warmup_steps))
 
 
+def warmup_linear(step: float, warmup_steps: float, total_steps: float) -> float:
+    """Return a triangular factor for the learning rate: linear from 0 to 1, then linear to 0 at total_steps.
+
+    If total_steps is smaller than warmup_steps, the run ends during the warmup.
+    """
+    if step < warmup_steps:
+        return linear(step, 0.0, 1.0, 0.0, warmup_steps)
+    return linear(step, 1.0, 0.0, warmup_steps, max(0.0, total_steps - warmup_steps))
+
+
 def exponential(step: float, start: float, end: float, begin_step: float, over_steps: float) -> float:
     """Interpolate as `linear`, but exponentially: each step multiplies by the same factor. start and end must be > 0.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -69,6 +69,14 @@ class Backbone(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the last feature map (B, out_channels, *out_size)."""
         return self.stages(x)[-1]
+
+    def initialize_from_images(self, images_NCHW: Tensor, normalize: Callable[[Tensor], Tensor]) -> None:
+        """Initialize the weights that depend on training images; most networks have none.
+
+        Args:
+            images_NCHW: uint8 training images.
+            normalize: converts uint8 images to normalized ones.
+        """
 
     def with_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Compute the last feature map and the inputs of auxiliary heads (an empty list for most networks)."""

@@ -27,6 +27,28 @@ class PooledHead(nn.Module):
         return logits_BK
 
 
+class MaxPooledHead(nn.Module):
+    """Global max-pooling and one linear layer without bias, `fc`, whose weights have standard deviation 1 / channels.
+
+    Jordan 2024 (arXiv 2404.00498), section 3.3, in the version with Muon: weights of standard deviation 1, logits
+    divided by the number of channels. Here the division is part of the weights, which gives the same function. A step
+    of SGD with learning rate r on the published weights is one with r / channels^2 on these.
+    """
+
+    def __init__(self, channels: int, classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.fc = nn.Linear(channels, classes, bias=False)
+        bound = 3**0.5 / channels  # of a uniform distribution with standard deviation 1 / channels
+        nn.init.uniform_(self.fc.weight, -bound, bound)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Compute logits (B, K)."""
+        x_BC = F.max_pool2d(x_BCHW, (x_BCHW.shape[2], x_BCHW.shape[3])).flatten(1)
+        logits_BK: Tensor = self.fc(F.dropout(x_BC, self.dropout, self.training))
+        return logits_BK
+
+
 class FlatHead(nn.Module):
     """Flattened feature map, hidden layers with ReLU, and an output layer (`classifier`).
 

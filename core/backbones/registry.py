@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zerokara.core.backbones import efficientnet_lite, resnet, vgg
+from zerokara.core.backbones.airbench import Airbench
 from zerokara.core.backbones.alexnet import AlexNet, AlexNet2012
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.custom import CustomBackbone, make_custom_class
@@ -44,6 +45,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "impala": Impala,
     "hadamax": Hadamax,
     "deep_cnn": DeepCnn,
+    "airbench": Airbench,
     "alexnet": AlexNet,
     "alexnet_2012": AlexNet2012,
     **vgg.variants(),

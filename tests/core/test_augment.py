@@ -291,3 +291,16 @@ def test_any_shape_is_supported(batch: int, channels: int, height: int, width: i
     assert changed.min() >= 0
     assert changed.max() <= 1 + 1e-6
     torch.testing.assert_close(target.sum(1), torch.ones(batch))
+
+
+def test_reflected_padding_by_hand() -> None:
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    corner = torch.tensor([[0, 4]])  # two pixels down and two to the left
+    reflected = crop(x, 2, corner, "reflect")
+    assert reflected.flatten().tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert crop(x, 2, corner).flatten().tolist() == [2, 2, 2, 2, 2, 2, 2, 2, 2]
+    generators = seeded(4), seeded(4)
+    images = random_images(6, 2)
+    at_random = Augment(crop_pixels=3, crop_padding="reflect")(images, generators[0])
+    corner_B2 = torch.randint(7, (6, 2), generator=generators[1])
+    assert torch.equal(at_random, crop(images, 3, corner_B2, "reflect"))

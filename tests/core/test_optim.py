@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from zerokara.core.models.classifier import make_classifier
+from zerokara.core.muon import orthogonalize
 from zerokara.core.optim import (
     CenteredRMSprop,
     CompiledAdam,
     OptimizerName,
     clip_and_step,
     make_optimizer,
-    orthogonalize,
 )
 
 
@@ -173,7 +173,7 @@ def test_muon_updates_output_layers_with_adamw(backbone: str, names: set[str]) -
     assert {name for name, p in matrices.items() if id(p) in adamw_ids} == names
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "muon_sgd"])
 def test_each_parameter_is_updated_and_in_one_group(name: OptimizerName) -> None:
     module = network()
     before = copy.deepcopy(module.state_dict())
@@ -262,7 +262,7 @@ def test_muon_flattens_filters_in_any_memory_format() -> None:
     assert torch.equal(updates[0], updates[1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "muon_sgd"])
 def test_optimizers_resume_exactly_from_a_file(name: OptimizerName, tmp_path: Path) -> None:
     one = network()
     optimizer = make_optimizer(name, one, learning_rate=0.01, weight_decay=0.1, momentum=0.9)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from zerokara.core.schedules import cosine, linear, warmup_cosine
+from zerokara.core.schedules import cosine, linear, warmup_cosine, warmup_linear
 
 
 def test_linear_by_hand() -> None:
@@ -38,3 +38,11 @@ def test_warmup_cosine_by_hand() -> None:
     assert [warmup_cosine(step, 0, 4) for step in (0, 2, 4)] == pytest.approx([1, 0.5, 0])
     values = [warmup_cosine(step, 10, 4) for step in range(5)]  # the run is shorter than the warm-up
     assert values == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_warmup_linear_by_hand() -> None:
+    assert [warmup_linear(step, 10, 110) for step in (0, 5, 10, 35, 60, 110, 500)] == pytest.approx(
+        [0, 0.5, 1, 0.75, 0.5, 0, 0]
+    )
+    assert [warmup_linear(step, 0, 4) for step in (0, 1, 4)] == pytest.approx([1, 0.75, 0])
+    assert [warmup_linear(step, 10, 4) for step in (0, 4)] == pytest.approx([0, 0.4])  # shorter than the warm-up

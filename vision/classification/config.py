@@ -6,8 +6,8 @@ step, an epoch is one pass over the training images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -29,6 +29,7 @@ OptionalCount = Annotated[int, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 NotNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, low_open=True)]
+OptionalPositive = Annotated[float | None, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,8 @@ class Config(NormalizationOptions, BatchNormOptions):
     """Dropout probability in the head (None: the value of the paper)."""
     output_dropout: Fraction = 0.0
     """Dropout probability of the output layer during training (0: none). The code of the book uses it."""
+    whitening_bias_epochs: OptionalCount = 0
+    """Epochs in which the bias of the backbone airbench's first layer is trained (0: all). Later epochs are faster."""
     pretrained_backbone: str = ""
     """Run, weights file or zoo network that initializes the backbone. Its head is not loaded."""
     weights: str = ""
@@ -101,22 +104,31 @@ class Config(NormalizationOptions, BatchNormOptions):
     """Images in an update."""
     accumulation_steps: Count = 1
     """Number of parts of a batch whose gradients are accumulated. More parts need less memory."""
-    optimizer: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
+    optimizer: Literal["sgd", "adam", "adamw", "muon", "muon_sgd"] = "adamw"
     """Optimizer (sgd: with Nesterov momentum, muon: with AdamW for vectors). Muon updates the weight matrices, and
-    AdamW the biases, normalization layers and output layers."""
+    AdamW the biases, normalization layers and output layers. muon_sgd: filters have a constant norm, and SGD takes
+    AdamW's place, as in airbench."""
     learning_rate: Positive = 5e-3
     """Peak learning rate."""
+    output_learning_rate: OptionalPositive = None
+    """Peak learning rate of SGD for the output layers, beside Muon (None: --learning-rate)."""
+    bias_learning_rate: OptionalPositive = None
+    """Peak learning rate of SGD for biases and gains, beside Muon (None: --learning-rate)."""
     momentum: Fraction = 0.9
     """Momentum of SGD and Muon."""
+    sgd_momentum: Fraction = 0.85
+    """Momentum of SGD beside Muon."""
     weight_decay: NotNegative = 0.02
-    """Weight decay of weight matrices and filters. It is not applied to biases and normalization layers."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate schedule after the warm-up. cosine: cosine decay to 0."""
+    """Weight decay of weight matrices and filters. It is not applied to biases and normalization layers. With muon_sgd
+    it is applied to them and to output layers, per update, and not to the filters."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Learning rate schedule after the warm-up. cosine: cosine decay to 0; linear: linear decay to 0, which is a
+    triangle with the warm-up."""
     warmup_epochs: NotNegative = 2.0
     """Epochs of linear learning rate warm-up."""
     label_smoothing: Fraction = 0.1
     """Label smoothing: probability mass spread over all classes (0: none)."""
-    max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = None
+    max_grad_norm: OptionalPositive = None
     """Clip the norm of the gradient to this value (None: no clipping)."""
     ema_half_life_updates: NotNegative = 0.0
     """Half-life of the averaged weights, in updates (0: no averaging). The averaged weights are evaluated and saved."""
@@ -139,6 +151,8 @@ class Config(NormalizationOptions, BatchNormOptions):
     crop_pixels: OptionalCount = 0
     """Random crop: padding of each side, in pixels (0: none). An image of the original size is cut out of the padded
     one."""
+    crop_padding: Literal["edge", "reflect"] = "edge"
+    """Padding of random crops: the pixels of the edge, or the image mirrored at it (reflect)."""
     flip: bool = False
     """Horizontal flip of half of the images. An image that is flipped in one epoch is not flipped in the next."""
     brightness: Fraction = 0.0
@@ -178,6 +192,7 @@ class Config(NormalizationOptions, BatchNormOptions):
             shear_degrees=self.shear_degrees,
             elastic_pixels=self.elastic_pixels,
             crop_pixels=self.crop_pixels,
+            crop_padding=self.crop_padding,
             flip=self.flip,
             brightness=self.brightness,
             contrast=self.contrast,
@@ -239,9 +254,54 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "flip": True,
         "tta_views": 2,
     },
+    # CIFAR-10 as airbench94_muon.py learns it. Its head has learning rate 0.67 on a sum over 2,000 images, and logits
+    # divided by 256 (core/backbones/heads.py): 0.67 * 2000 / 256^2. Biases have 0.053 * 2000.
+    "airbench": {
+        "backbone": "airbench",
+        "epochs": 16,
+        "batch_size": 1000,
+        "optimizer": "muon_sgd",
+        "learning_rate": 0.24,
+        "output_learning_rate": 0.0204,
+        "bias_learning_rate": 106.0,
+        "momentum": 0.6,
+        "weight_decay": 2e-3,
+        "schedule": "linear",
+        "warmup_epochs": 0.0,
+        "whitening_bias_epochs": 3,
+        "label_smoothing": 0.2,
+        **NO_AUGMENTATION,
+        "crop_pixels": 2,
+        "crop_padding": "reflect",
+        "flip": True,
+        "tta_views": 10,
+    },
 }
 
+SMALL_PHOTOGRAPHS = ("cifar10", "cifar100")  # named data sets that preset "fast" learns with the values of "airbench"
+
+
+def adapt_to_data(config: Config, given: Collection[str]) -> Config:
+    """Let preset "fast" have the values of "airbench" for small photographs.
+
+    Args:
+        config: of a new run.
+        given: fields that keep their values. With a backbone among them, no field changes.
+    """
+    if config.preset != "fast" or config.data not in SMALL_PHOTOGRAPHS or "backbone" in given:
+        return config
+    defaults = {name: getattr(Config, name) for name in PRESETS["fast"]}
+    values = {**defaults, **PRESETS["airbench"]}
+    return replace(config, **{name: value for name, value in values.items() if name not in given})
+
+
 read_config = partial(
-    configure, Config, PRESETS, kind=KIND, name_fields=("data", "backbone", "preset", "seed"), changeable=CHANGEABLE
+    configure,
+    Config,
+    PRESETS,
+    kind=KIND,
+    name_fields=("data", "backbone", "preset", "seed"),
+    changeable=CHANGEABLE,
+    adjust=adapt_to_data,
 )
 """Reads the config from the command line; with --resume, from the run's folder."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core import data
+from zerokara.core.backbones.airbench import Whitening
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
 from zerokara.core.data.moments import channel_moments
@@ -81,7 +82,7 @@ class Training(SupervisedTraining[Classifier]):
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
         self.metadata = make_metadata(config, images)
-        super().__init__(config, images, compute, world, self.metadata.build)
+        super().__init__(config, images, compute, world, lambda: build(self.metadata, images))
         self.augment = config.augment()
         self.images = images.train.images.to(compute.torch_device)
         self.labels = images.train.labels.to(compute.torch_device)
@@ -93,6 +94,23 @@ class Training(SupervisedTraining[Classifier]):
     def output_weights(self) -> list[Tensor]:
         """Return the weights of the layers that compute logits."""
         return self.network.output_weights()
+
+    def group_settings(self) -> dict[str, float | None]:
+        """Return the learning rates of output layers and biases and the momentum of SGD, beside Muon."""
+        config = self.config
+        return {
+            "output_learning_rate": config.output_learning_rate,
+            "bias_learning_rate": config.bias_learning_rate,
+            "sgd_momentum": config.sgd_momentum,
+        }
+
+    def update(self, index_B: Tensor) -> None:
+        """Do one gradient step on the images `index_B`, with or without the bias of the whitening layer."""
+        epochs = self.config.whitening_bias_epochs
+        for layer in self.network.backbone.modules():
+            if isinstance(layer, Whitening):
+                layer.trains_bias = not epochs or self.updates < epochs * self.updates_per_epoch
+        super().update(index_B)
 
     @property
     def should_stop_early(self) -> bool:
@@ -142,6 +160,13 @@ class Training(SupervisedTraining[Classifier]):
 
         self.world.broadcast(self.evaluation_network)
         return Scores(torch.cat(evaluate_shards(self.world, run, len(images), evaluate)), images.labels)
+
+
+def build(metadata: ClassifierMetadata, images: Data) -> Classifier:
+    """Create the network, with the weights that depend on the training images."""
+    classifier = metadata.build()
+    classifier.backbone.initialize_from_images(images.train.images, metadata.normalize_uint8)
+    return classifier
 
 
 def make_metadata(config: Config, images: Data) -> ClassifierMetadata:

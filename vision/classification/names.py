@@ -13,7 +13,7 @@ from zerokara.core.command_line import Requirement
 # ---- names in PyTorch's MNIST and ImageNet examples, torchvision's references and timm
 
 _PRETRAINED = "is --weights here for a file of torchvision, and --pretrained-backbone for a run or a zoo network."
-_SCHEDULE = "is not an option here: choose --schedule constant or --schedule cosine, with --warmup-epochs."
+_SCHEDULE = "is not an option here: choose --schedule constant, linear or cosine, with --warmup-epochs."
 _EMA = "is --ema-half-life-updates here, a half-life in updates: a decay of 0.999 per update is 693."
 _EVALUATE = "is not an option here: vision.predict and vision.misread evaluate a finished run."
 _ERASE = "is not an option here: --cutout places a gray square on every image."
@@ -151,6 +151,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "head",
         "dropout",
         "output_dropout",
+        "whitening_bias_epochs",
         "pretrained_backbone",
         "weights",
         "published_normalization",
@@ -162,9 +163,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "accumulation_steps",
         "optimizer",
         "learning_rate",
+        "output_learning_rate",
+        "bias_learning_rate",
         "schedule",
         "warmup_epochs",
         "momentum",
+        "sgd_momentum",
         "weight_decay",
         "label_smoothing",
         "max_grad_norm",
@@ -177,6 +181,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "shear_degrees",
         "elastic_pixels",
         "crop_pixels",
+        "crop_padding",
         "flip",
         "brightness",
         "contrast",
@@ -191,9 +196,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 
 PRESET_SUMMARIES: Mapping[str, str] = {
-    "fast": "the book's CNN with augmentation, minutes on a CPU; tuned here, see docs/classify.md",
+    "fast": "the book's CNN with augmentation, minutes on a CPU; for cifar10 and cifar100: as airbench",
     "book": "the book's CNN with the book's settings: Adam, 20 epochs, no augmentation",
     "best": "lowest error of a single network on digits: twice the width, strong augmentation",
+    "airbench": "small photographs: airbench94 with Muon (Jordan 2024), for two cores with 16-bit units",
     "photos": "ResNet-20 for small photographs (He et al. 2016), with a shorter schedule",
 }
 
@@ -201,9 +207,16 @@ PRESET_SUMMARIES: Mapping[str, str] = {
 
 WITHOUT_HIDDEN_LAYER = ("dcgan", "r3")  # backbones whose own head is one linear layer without dropout
 
+_BESIDE_MUON: Requirement = (lambda config: config.optimizer == "muon_sgd", "--optimizer muon_sgd")
+
 REQUIRES: Mapping[str, Requirement] = {
     "epochs": (lambda config: config.minutes == 0, "--minutes 0"),
-    "momentum": (lambda config: config.optimizer in ("sgd", "muon"), "--optimizer sgd or muon"),
+    "momentum": (lambda config: config.optimizer in ("sgd", "muon", "muon_sgd"), "--optimizer sgd, muon or muon_sgd"),
+    "output_learning_rate": _BESIDE_MUON,
+    "bias_learning_rate": _BESIDE_MUON,
+    "sgd_momentum": _BESIDE_MUON,
+    "whitening_bias_epochs": (lambda config: config.backbone == "airbench", "--backbone airbench"),
+    "crop_padding": (lambda config: config.crop_pixels > 0, "--crop-pixels"),
     "dropout": (
         lambda config: config.head == "pooled" or config.backbone not in WITHOUT_HIDDEN_LAYER,
         "--head pooled",

@@ -46,6 +46,7 @@ class SupervisedTraining(EpochTraining[NetworkT]):
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             outputs=self.output_weights(),
+            **self.group_settings(),
         )
         half_life = config.ema_half_life_updates
         self.ema = Ema(self.network, half_life_steps=half_life) if half_life else None
@@ -53,6 +54,10 @@ class SupervisedTraining(EpochTraining[NetworkT]):
     def output_weights(self) -> Sequence[Tensor]:
         """Return the weights of the output layers, which Muon leaves to AdamW. Empty: the last matrix."""
         return ()
+
+    def group_settings(self) -> dict[str, float | None]:
+        """Return the settings of `make_optimizer` for biases and output layers. Empty: their defaults."""
+        return {}
 
     @abstractmethod
     def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +70,8 @@ class SupervisedTraining(EpochTraining[NetworkT]):
         warmup = round(config.warmup_epochs * self.updates_per_epoch)
         if config.schedule == "constant":
             return config.learning_rate * schedules.linear(self.updates + 1, 0, 1, 0, warmup)
-        return config.learning_rate * schedules.warmup_cosine(self.updates + 1, warmup, self.total_updates)
+        decay = schedules.warmup_linear if config.schedule == "linear" else schedules.warmup_cosine
+        return config.learning_rate * decay(self.updates + 1, warmup, self.total_updates)
 
     def update(self, index_B: Tensor) -> None:
         """Do one gradient step on the images `index_B`. Each process computes the gradient of its shard."""

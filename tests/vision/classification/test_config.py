@@ -1,11 +1,14 @@
-"""Tests of the ranges of augmentation settings."""
+"""Tests of settings: ranges of augmentation, preset fast for small photographs, options without effect."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, to_dict
 from zerokara.vision.binarization import config as binary_config
 from zerokara.vision.classification import config
 
@@ -21,3 +24,44 @@ def test_degenerate_affine_maps_are_rejected(module: object, flag: str, maximum:
     parse(kind, presets, [flag, maximum], "")
     with pytest.raises(UserError, match=f"{flag} cannot be {too_large}.*at most {maximum}"):
         parse(kind, presets, [flag, too_large], "")
+
+
+def settings(*words: str) -> dict[str, Any]:
+    return to_dict(replace(config.read_config(list(words)), preset="", name=""))
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_fast_is_airbench_for_small_photographs(data: str) -> None:
+    fast = settings("--data", data)
+    assert fast == settings("--data", data, "--preset", "airbench")
+    assert (fast["backbone"], fast["optimizer"], fast["ema_half_life_updates"]) == ("airbench", "muon_sgd", 0.0)
+
+
+def test_what_is_given_is_kept() -> None:
+    given = settings("--data", "cifar10", "--epochs", "3", "--tta-views", "1", "--elastic-pixels", "0.7")
+    fast = settings("--data", "cifar10")
+    assert given == {**fast, "epochs": 3, "tta_views": 1, "elastic_pixels": 0.7}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--data", "mnist"), ("--data", "cifar10", "--backbone", "deep_cnn"), ("--data", "cifar10", "--preset", "photos")],
+)
+def test_other_runs_are_not_changed(words: tuple[str, ...]) -> None:
+    expected = parse(config.Config, config.PRESETS, list(words), "")
+    assert settings(*words) == to_dict(replace(expected, preset="", name=""))
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (("--crop-padding", "reflect"), "--crop-pixels"),
+        (("--bias-learning-rate", "1"), "--optimizer muon_sgd"),
+        (("--output-learning-rate", "1"), "--optimizer muon_sgd"),
+        (("--sgd-momentum", "0.5", "--optimizer", "sgd"), "--optimizer muon_sgd"),
+        (("--whitening-bias-epochs", "3"), "--backbone airbench"),
+    ],
+)
+def test_options_of_airbench_without_effect_are_refused(words: tuple[str, ...], needed: str) -> None:
+    with pytest.raises(UserError, match=f"{words[0]} has no effect without {needed}"):
+        config.read_config(list(words))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core import data
+from zerokara.core.backbones.airbench import Whitening, whitening_filters
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet
@@ -116,6 +117,27 @@ def test_constant_schedule_has_a_warmup() -> None:
         rates.append(learner.learning_rate)
     assert rates == pytest.approx([0.12, 0.24, 0.36, 0.48, 0.6, 0.6, 0.6, 0.6])
     assert training(learning_rate=0.6, schedule="constant", warmup_epochs=0.0).learning_rate == 0.6
+
+
+def test_linear_schedule_is_a_triangle_with_the_warmup() -> None:
+    learner = training(learning_rate=0.6, schedule="linear", warmup_epochs=0.5, epochs=2)
+    rates = []
+    for learner.updates in range(20):
+        rates.append(learner.learning_rate)
+    assert rates[:5] == pytest.approx([0.12, 0.24, 0.36, 0.48, 0.6])
+    assert rates[5:] == pytest.approx([0.04 * n for n in range(14, -1, -1)])
+
+
+def test_biases_and_output_layers_have_their_own_learning_rates() -> None:
+    rates = {"output_learning_rate": 0.02, "bias_learning_rate": 50.0, "momentum": 0.6, "sgd_momentum": 0.7}
+    learner = training(
+        optimizer="muon_sgd", learning_rate=0.24, schedule="linear", warmup_epochs=0.0, epochs=4, **rates
+    )
+    learner.updates = 29
+    learner.update(torch.arange(10))
+    groups = learner.optimizer.param_groups
+    assert [group["lr"] for group in groups] == pytest.approx([0.06, 0.005, 12.5]), "a quarter is left"
+    assert [group["momentum"] for group in groups] == [0.6, 0.7, 0.7]
 
 
 def test_update_sets_the_learning_rate_of_the_optimizer() -> None:
@@ -275,7 +297,7 @@ def test_early_stopping_after_patience_epochs() -> None:
     assert not learner.should_stop_early, "with patience_epochs 0 a run must never stop early"
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon", "muon_sgd"])
 def test_a_restored_state_continues_bit_for_bit(optimizer: str) -> None:
     settings: dict[str, Any] = {"optimizer": optimizer, "ema_half_life_updates": 5.0, "mixup": 0.5, "dropout": 0.5}
     settings |= {"rotation_degrees": 10.0}
@@ -314,3 +336,46 @@ def test_metadata_describes_the_network_of_the_config() -> None:
     assert (metadata.channels, metadata.image_size, metadata.classes) == (3, (28, 28), tuple("0123456789"))
     assert metadata.mean == pytest.approx(tuple(training().data.mean_C.tolist()))
     assert metadata.data == "noise"
+
+
+# ---- airbench
+
+
+def test_the_first_layer_of_airbench_is_whitened_and_its_bias_frozen() -> None:
+    settings = {"backbone": "airbench", "width_multiplier": 1 / 8, "optimizer": "muon_sgd", "learning_rate": 0.1}
+    learner = training(**settings, whitening_bias_epochs=1)
+    layer = learner.network.backbone.get_submodule("whiten")
+    assert isinstance(layer, Whitening)
+    train = learner.data.train.images
+    expected = whitening_filters(learner.metadata.normalize_uint8(train), 2)
+    torch.testing.assert_close(layer.weight, expected)
+    biases = []
+    for learner.updates in (8, 9, 10, 11):
+        learner.update(torch.arange(10))
+        biases.append(layer.bias.detach().clone())
+    assert torch.equal(layer.weight, expected)
+    assert not torch.equal(biases[0], biases[1])
+    assert torch.equal(biases[1], biases[2]), "the second epoch begins with update 10"
+    assert torch.equal(biases[2], biases[3])
+    always = training(**settings)
+    always.updates = 50
+    always.update(torch.arange(10))
+    assert always.network.backbone.get_parameter("whiten.bias").grad is not None
+
+
+def test_a_run_of_airbench_continues_bit_for_bit_where_its_bias_is_frozen() -> None:
+    settings = {"backbone": "airbench", "width_multiplier": 1 / 8, "optimizer": "muon_sgd", "whitening_bias_epochs": 1}
+    settings |= {"crop_pixels": 2, "crop_padding": "reflect", "flip": True, "learning_rate": 0.1}
+    one, two = training(**settings), training(**settings, train_images=50)  # whitened by other images
+    for _ in range(12):
+        one.update(one.next_batch())
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    two.data, two.images, two.labels = one.data, one.images, one.labels
+    for learner in (one, two):
+        learner.update(torch.arange(10))
+    assert all(torch.equal(a, b) for a, b in zip(weights(one.network), weights(two.network), strict=True))
+    again = training(**settings)
+    for _ in range(12):
+        again.update(again.next_batch())
+    again.update(torch.arange(10))
+    assert all(torch.equal(a, b) for a, b in zip(weights(one.network), weights(again.network), strict=True))
