@@ -9,6 +9,7 @@ Muon (github.com/KellerJordan/cifar10-airbench, airbench94_muon.py):
 
 Convolutions of the blocks are 3x3, without bias. Their first filters are initialized to the identity (section 3.3),
 BatchNorm has a trained bias and a constant gain of 1. Images of 32x32 become maps of 31, 15, 7 and 3 pixels.
+`initialize_from_images` whitens the first layer, which `vision.classify` does; without it, its filters are random.
 
 Shapes: N images, C channels, H, W pixels, P elements of a patch (C * 2 * 2).
 """

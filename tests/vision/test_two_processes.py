@@ -38,6 +38,15 @@ def classify(world):
     config = Config(**NO_AUGMENTATION, backbone="resnet20", width_multiplier=0.25, batch_size=8, accumulation_steps=2)
     return Training(config, Data(images, images, *moments), Compute(), world)
 
+def airbench(world):
+    from zerokara.vision.classification.config import PRESETS, Config
+    from zerokara.vision.classification.learner import Data, Training
+    images = ImageSet(pixels[..., :32, :32], torch.arange(N) % 3, CLASSES, "noise")
+    settings = {**PRESETS["airbench"], "width_multiplier": 0.25, "batch_size": 8, "whitening_bias_epochs": 1}
+    training = Training(Config(**settings | {"crop_pixels": 0}), Data(images, images, *moments), Compute(), world)
+    training.updates = training.updates_per_epoch  # the first bias is no longer trained
+    return training
+
 def segment(world):
     from zerokara.vision.segmentation.config import Config
     from zerokara.vision.segmentation.learner import Data, Training
@@ -93,9 +102,7 @@ def binary(world):
     return Training(config, Data(images, images, *moments), Compute(), world)
 
 def make(world):
-    return {"classify": classify, "segment": segment, "caption": caption, "detect": detect, "binary": binary}[
-        sys.argv[1]
-    ](world)
+    return globals()[sys.argv[1]](world)
 """
 
 GRADIENTS = """
@@ -152,7 +159,7 @@ with Run(Config(name="r"), kind="k", name="r", resume=False, quiet=True, world=w
 """
 
 
-@pytest.mark.parametrize("kind", ["classify", "segment", "caption", "detect", "binary"])
+@pytest.mark.parametrize("kind", ["classify", "airbench", "segment", "caption", "detect", "binary"])
 def test_the_gradient_of_two_processes_is_that_of_all_images(tmp_path: Path, kind: str) -> None:
     """The images have different numbers of labeled pixels, tokens and regions."""
     assert run_processes(tmp_path, 2, "-c", COMMON + GRADIENTS, kind, "12") == ("", "")

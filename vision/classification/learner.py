@@ -83,6 +83,7 @@ class Training(SupervisedTraining[Classifier]):
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
         self.metadata = make_metadata(config, images)
         super().__init__(config, images, compute, world, lambda: build(self.metadata, images))
+        self._whitening = [layer for layer in self.network.modules() if isinstance(layer, Whitening)]
         self.augment = config.augment()
         self.images = images.train.images.to(compute.torch_device)
         self.labels = images.train.labels.to(compute.torch_device)
@@ -107,9 +108,8 @@ class Training(SupervisedTraining[Classifier]):
     def update(self, index_B: Tensor) -> None:
         """Do one gradient step on the images `index_B`, with or without the bias of the whitening layer."""
         epochs = self.config.whitening_bias_epochs
-        for layer in self.network.backbone.modules():
-            if isinstance(layer, Whitening):
-                layer.trains_bias = not epochs or self.updates < epochs * self.updates_per_epoch
+        for layer in self._whitening:
+            layer.trains_bias = not epochs or self.updates < epochs * self.updates_per_epoch
         super().update(index_B)
 
     @property
