@@ -92,7 +92,7 @@ class Config(NormalizationOptions, BatchNormOptions):
     output_dropout: Fraction = 0.0
     """Dropout probability of the output layer during training (0: none). The code of the book uses it."""
     whitening_bias_epochs: OptionalCount = 0
-    """Epochs in which the bias of the backbone airbench's first layer is trained (0: all). Later epochs are faster."""
+    """Epochs in which the first bias of airbench is trained (0: all). Later epochs are faster."""
     pretrained_backbone: str = ""
     """Run, weights file or zoo network that initializes the backbone. Its head is not loaded."""
     weights: str = ""
@@ -111,9 +111,9 @@ class Config(NormalizationOptions, BatchNormOptions):
     learning_rate: Positive = 5e-3
     """Peak learning rate."""
     output_learning_rate: OptionalPositive = None
-    """Peak learning rate of SGD for the output layers, beside Muon (None: --learning-rate)."""
+    """Peak learning rate of SGD for output layers (None: --learning-rate). For --optimizer muon_sgd."""
     bias_learning_rate: OptionalPositive = None
-    """Peak learning rate of SGD for biases and gains, beside Muon (None: --learning-rate)."""
+    """Peak learning rate of SGD for biases (None: --learning-rate). For --optimizer muon_sgd."""
     momentum: Fraction = 0.9
     """Momentum of SGD and Muon."""
     sgd_momentum: Fraction = 0.85
@@ -152,7 +152,7 @@ class Config(NormalizationOptions, BatchNormOptions):
     """Random crop: padding of each side, in pixels (0: none). An image of the original size is cut out of the padded
     one."""
     crop_padding: Literal["edge", "reflect"] = "edge"
-    """Padding of random crops: the pixels of the edge, or the image mirrored at it (reflect)."""
+    """Padding of random crops: edge pixels, or the mirrored image (reflect)."""
     flip: bool = False
     """Horizontal flip of half of the images. An image that is flipped in one epoch is not flipped in the next."""
     brightness: Fraction = 0.0

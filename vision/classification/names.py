@@ -199,8 +199,8 @@ PRESET_SUMMARIES: Mapping[str, str] = {
     "fast": "the book's CNN with augmentation, minutes on a CPU; for cifar10 and cifar100: as airbench",
     "book": "the book's CNN with the book's settings: Adam, 20 epochs, no augmentation",
     "best": "lowest error of a single network on digits: twice the width, strong augmentation",
-    "airbench": "small photographs: airbench94 with Muon (Jordan 2024), for two cores with 16-bit units",
     "photos": "ResNet-20 for small photographs (He et al. 2016), with a shorter schedule",
+    "airbench": "small photographs: airbench94 with Muon (Jordan 2024), for two cores with 16-bit units",
 }
 
 # ---- settings that have no effect without another one
@@ -216,7 +216,7 @@ REQUIRES: Mapping[str, Requirement] = {
     "bias_learning_rate": _BESIDE_MUON,
     "sgd_momentum": _BESIDE_MUON,
     "whitening_bias_epochs": (lambda config: config.backbone == "airbench", "--backbone airbench"),
-    "crop_padding": (lambda config: config.crop_pixels > 0, "--crop-pixels"),
+    "crop_padding": (lambda config: config.crop_pixels > 0, "--crop-pixels above 0"),
     "dropout": (
         lambda config: config.head == "pooled" or config.backbone not in WITHOUT_HIDDEN_LAYER,
         "--head pooled",

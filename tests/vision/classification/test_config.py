@@ -1,4 +1,4 @@
-"""Tests of settings: ranges of augmentation, preset fast for small photographs, options without effect."""
+"""Tests of settings: ranges of augmentation, preset fast for small photographs."""
 
 from __future__ import annotations
 
@@ -50,18 +50,3 @@ def test_what_is_given_is_kept() -> None:
 def test_other_runs_are_not_changed(words: tuple[str, ...]) -> None:
     expected = parse(config.Config, config.PRESETS, list(words), "")
     assert settings(*words) == to_dict(replace(expected, preset="", name=""))
-
-
-@pytest.mark.parametrize(
-    ("words", "needed"),
-    [
-        (("--crop-padding", "reflect"), "--crop-pixels"),
-        (("--bias-learning-rate", "1"), "--optimizer muon_sgd"),
-        (("--output-learning-rate", "1"), "--optimizer muon_sgd"),
-        (("--sgd-momentum", "0.5", "--optimizer", "sgd"), "--optimizer muon_sgd"),
-        (("--whitening-bias-epochs", "3"), "--backbone airbench"),
-    ],
-)
-def test_options_of_airbench_without_effect_are_refused(words: tuple[str, ...], needed: str) -> None:
-    with pytest.raises(UserError, match=f"{words[0]} has no effect without {needed}"):
-        config.read_config(list(words))
