@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,14 @@ from zerokara.core.muon import Muon, NormalizedMuon
 OptimizerName = Literal["sgd", "adam", "adamw", "muon", "muon_sgd"]
 ADAMW_LR_FACTOR = 0.1  # beside Muon: a learning rate of 0.02 for Muon means 0.002 for AdamW's parameters
 _KERNELS = ("fused", "capturable", "foreach", "differentiable")  # settings of an optimizer that select its kernels
+
+
+class GroupSettings(TypedDict, total=False):
+    """Arguments of `make_optimizer` for the parameters that "muon_sgd" updates with SGD."""
+
+    output_learning_rate: float | None
+    bias_learning_rate: float | None
+    sgd_momentum: float
 
 
 def make_optimizer(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zerokara.core.models.classifier import make_classifier
 from zerokara.core.muon import NormalizedMuon, orthogonalize
-from zerokara.core.optim import make_optimizer
+from zerokara.core.optim import GroupSettings, make_optimizer
 
 
 @pytest.mark.parametrize("shape", [(6, 20), (20, 6), (9, 9)])
@@ -74,7 +74,7 @@ def test_other_parameters_have_sgd_with_nesterov_momentum() -> None:
     module = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(3, 4))
     module[0].weight.requires_grad_(False)
     theirs = copy.deepcopy(module)
-    rates = {"output_learning_rate": 0.02, "bias_learning_rate": 0.5, "sgd_momentum": 0.85}
+    rates = GroupSettings(output_learning_rate=0.02, bias_learning_rate=0.5, sgd_momentum=0.85)
     ours = make_optimizer("muon_sgd", module, learning_rate=0.2, weight_decay=0.004, momentum=0.6, **rates)
     groups = [
         {"params": [theirs[2].weight], "lr": 0.02, "weight_decay": 0.004 / 0.02},

@@ -22,6 +22,7 @@ from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.models.normalization import published_moments
+from zerokara.core.optim import GroupSettings
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.core.run import Run
@@ -96,7 +97,7 @@ class Training(SupervisedTraining[Classifier]):
         """Return the weights of the layers that compute logits."""
         return self.network.output_weights()
 
-    def group_settings(self) -> dict[str, float | None]:
+    def group_settings(self) -> GroupSettings:
         """Return the learning rates of output layers and biases and the momentum of SGD, beside Muon."""
         config = self.config
         return {

@@ -16,7 +16,7 @@ from zerokara.core import schedules
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
-from zerokara.core.optim import make_optimizer
+from zerokara.core.optim import GroupSettings, make_optimizer
 from zerokara.core.training_loop import NetworkT
 from zerokara.vision.training.epochs import EpochTraining, HasTrainingSet
 
@@ -55,7 +55,7 @@ class SupervisedTraining(EpochTraining[NetworkT]):
         """Return the weights of the output layers, which Muon leaves to AdamW. Empty: the last matrix."""
         return ()
 
-    def group_settings(self) -> dict[str, float | None]:
+    def group_settings(self) -> GroupSettings:
         """Return the settings of `make_optimizer` for biases and output layers. Empty: their defaults."""
         return {}
 

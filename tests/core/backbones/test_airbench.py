@@ -123,7 +123,7 @@ def test_a_frozen_bias_gets_no_gradient_and_changes_no_output() -> None:
 def test_the_head_takes_the_maximum_and_has_small_weights() -> None:
     torch.manual_seed(0)
     head = MaxPooledHead(256, 200)
-    assert head.fc.bias is None
+    assert [name for name, _ in head.named_parameters()] == ["fc.weight"]
     assert head.fc.weight.std().item() == pytest.approx(1 / 256, rel=0.01)
     head.fc.weight.data.fill_(0.5)
     x = torch.zeros(1, 256, 3, 3)
