@@ -258,7 +258,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # divided by 256 (core/backbones/heads.py): 0.67 * 2000 / 256^2. Biases have 0.053 * 2000.
     "airbench": {
         "backbone": "airbench",
-        "epochs": 16,
+        "epochs": 20,
         "batch_size": 2000,
         "optimizer": "muon_sgd",
         "learning_rate": 0.24,
