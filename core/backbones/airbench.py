@@ -45,10 +45,10 @@ def whitening_filters(x_NCHW: Tensor, kernel: int, epsilon: float = WHITENING_EP
         epsilon: limits the amplification of components with small variance.
     """
     number = x_NCHW.shape[1] * kernel**2
-    moments_PP, patches = torch.zeros(number, number, dtype=torch.float64), 0
+    moments_PP, patches = torch.zeros(number, number, dtype=torch.float64, device=x_NCHW.device), 0
     for part in x_NCHW.split(500):
         rows_PM = F.unfold(part.double(), kernel).transpose(0, 1).reshape(number, -1)
-        moments_PP += (rows_PM @ rows_PM.T).cpu()
+        moments_PP += rows_PM @ rows_PM.T
         patches += rows_PM.shape[1]
     variance_P, vector_PP = torch.linalg.eigh(moments_PP / patches)  # vectors are columns, eigenvalues ascend
     filters_PP = (vector_PP / (variance_P + epsilon).sqrt()).T.flip(0)
