@@ -3,6 +3,7 @@
     python -m agents.benchmark --envs ALE/Pong-v5 ALE/Breakout-v5 --presets fast rainbow --total-steps 1000000
     python -m agents.benchmark --envs zerokara/Catch-v0 zerokara/Snake-v0 --presets fast pqn-paper --total-steps 50000
     python -m agents.benchmark --presets dopamine --protocol machado --dopamine dopamine_pong.json
+    python -m agents.benchmark --games atari-5 --presets fast --total-steps 1000000 --results docs/results/agents
 
 Each run is one of agents.dqn, agents.pqn (presets pqn-...) or agents.stream (presets stream-...), in the folder
 runs/<name>-<environment>-<preset>-<seed>. As many run at the same time as cores and memory allow. Repeat the same
@@ -10,7 +11,9 @@ command to resume: finished runs are only read, and interrupted runs resume. The
 (agents/configs/protocols.py) and is the same for all presets.
 
 Output in runs/<name>/: table.md, results.json (all numbers and the protocol), curves-frames.png, curves-hours.png, and
-the output of the runs in logs/. Statistics: agents/benchmarking/statistics.py, after Agarwal et al. 2021.
+the output of the runs in logs/. Statistics: agents/benchmarking/statistics.py, after Agarwal et al. 2021. With
+--results, each finished run becomes a small JSON file instead, and a page has the tables of all these files
+(agents/benchmarking/evidence.py).
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,7 +30,7 @@ from typing import Annotated, Any, ClassVar
 
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import PROTOCOLS
-from zerokara.core.command_line import check_command_line, parse
+from zerokara.core.command_line import Requirement, check_command_line, parse
 from zerokara.core.config import Range, Stopped, UserError, flag, note, run_main
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program
@@ -43,7 +46,6 @@ class Options(ClusterOptions):
         "env_id": "envs",
         "env_ids": "envs",
         "env": "envs",
-        "games": "envs",
         "preset": "presets",
         "seed": "seeds",
         "num_seeds": "is --seeds here, followed by all seeds: --seeds 1 2 3.",
@@ -57,17 +59,24 @@ class Options(ClusterOptions):
         "resume": "is not an option here: repeat the same command to resume.",
         "cuda": "is --device cuda here.",
     }
+    REQUIRES: ClassVar[Mapping[str, Requirement]] = {
+        "envs": (lambda options: not options.games, "an empty --games"),
+        "page": (lambda options: bool(options.results), "--results"),
+        "dopamine": (lambda options: not options.results, "an empty --results"),
+    }
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "runs": ("envs", "presets", "seeds", "total_steps", "settings", "name"),
+        "runs": ("envs", "games", "presets", "seeds", "total_steps", "settings", "name"),
         "evaluation": ("protocol", "evaluations", "dopamine"),
         "hardware": ("jobs", "threads", "device"),
         "cluster": CLUSTER_FIELDS,
-        "output": ("report", "keep_replays", "quiet"),
+        "output": ("results", "page", "report", "keep_replays", "quiet"),
     }
     COMMON: ClassVar[tuple[str, ...]] = ("envs", "presets", "seeds", "total_steps", "protocol", "name", "jobs")
 
     envs: tuple[str, ...] = ("ALE/Pong-v5",)
     """Environment ids."""
+    games: tuple[str, ...] = ()
+    """Atari games in place of --envs. Names, such as Pong, or sets: atari-5, atari-10, atari-26, atari-57."""
     presets: tuple[str, ...] = ("fast",)
     """Names of presets. Those of agents.pqn have the prefix pqn-, those of agents.stream stream-."""
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
@@ -88,6 +97,11 @@ class Options(ClusterOptions):
     """Files of learning curves published by Dopamine. They are named by game: dopamine_pong.json."""
     keep_replays: bool = False
     """Keep the replay buffers of finished runs. They are needed to train these runs longer."""
+    results: str = ""
+    """Folder for a JSON file of each finished run. Runs that have a file are not repeated. none: tables in
+    runs/<name>."""
+    page: str = ""
+    """Markdown page with the tables of --results. They stand between two markers. none: evidence.md in the folder."""
     report: bool = False
     """Only tabulate the finished runs."""
     quiet: bool = False
@@ -110,7 +124,9 @@ if __name__ == "__main__":
 from rich.console import Console
 
 from zerokara.agents.benchmarking import dopamine_curves
+from zerokara.agents.benchmarking.atari_sets import environments
 from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
+from zerokara.agents.benchmarking.evidence import ResultsFolder, write_page
 from zerokara.agents.benchmarking.plan import (
     PlannedRun,
     describe_version_changes,
@@ -130,9 +146,20 @@ from zerokara.core.scheduling.runs import train_runs
 
 
 def run_all(
-    runs: Sequence[PlannedRun], options: Options, folder: Path, max_processes: int
+    runs: Sequence[PlannedRun],
+    options: Options,
+    folder: Path,
+    max_processes: int,
+    on_finish: Callable[[PlannedRun], object] = lambda run: None,
 ) -> tuple[dict[str, str], str | None]:
     """Run all runs that are not finished.
+
+    Args:
+        runs: runs of the benchmark.
+        options: options of the benchmark.
+        folder: its output folder.
+        max_processes: maximum number of runs at the same time.
+        on_finish: called with each run that has ended without an error.
 
     Returns:
         Failed runs (name -> reason), and the name of the signal that stopped the benchmark, or None.
@@ -162,6 +189,7 @@ def run_all(
         max_processes=max_processes,
         threads=runs[0].config.threads,
         free_memory=lambda: free_memory(sorted({run.config.device for run in runs})),
+        on_finish=lambda job, _: on_finish(by_name[job.name]),
     )
     return monitor.failed, stopped
 
@@ -180,6 +208,37 @@ def read_records(runs: Sequence[PlannedRun], protocol: ProtocolName) -> tuple[li
         except UserError as error:
             messages.append(f"{run.name} is not in the table: {error}")
     return records, messages
+
+
+def keep_results(runs: Sequence[PlannedRun], options: Options, folder: Path, max_processes: int) -> None:
+    """Train the runs that have no file in --results, write the file of each one as soon as it has ended, and the page.
+
+    Raises:
+        UserError: a file in --results is damaged, or holds the result of another run.
+        Stopped: a signal stopped the benchmark.
+    """
+    kept = ResultsFolder(Path(options.results), options.settings, options.protocol, max_processes)
+    page = Path(options.page) if options.page else kept.path / "evidence.md"
+    missing = kept.missing(runs)
+
+    def save_if_finished(run: PlannedRun) -> None:
+        for record in read_records([run], options.protocol)[0]:
+            kept.save(run, record)
+
+    for run in missing:
+        save_if_finished(run)  # ended in an earlier call that could not write the file
+    failed: dict[str, str] = {}
+    stopped: str | None = None
+    if not options.report:
+        failed, stopped = run_all(kept.missing(missing), options, folder, max_processes, save_if_finished)
+    results = kept.read()
+    write_page(page, results)
+    left = len(kept.missing(runs))
+    print(f"{page}: {len(results)} results; of {len(runs)} runs of this command {left} are missing", flush=True)
+    if stopped:
+        raise Stopped
+    if failed:
+        sys.exit(1)  # the reason of each failure is already printed
 
 
 def comparison_notes(runs: Sequence[PlannedRun], records: Sequence[Record], options: Options) -> list[str]:
@@ -288,6 +347,8 @@ def output_folder(options: Options) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """Plan the runs, run them, read their results, and write the tables."""
     options = parse(Options, {}, argv, __doc__ or "")
+    if options.games:
+        options = replace(options, envs=environments(options.games))
     folder = output_folder(options)
     num_runs = len(set(options.envs)) * len(set(options.presets)) * len(set(options.seeds))
     if options.ray_address:
@@ -307,6 +368,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         devices=[options.device] if options.ray_address else available_devices(options.device),
         keep_replays=options.keep_replays,
     )
+    if options.results:
+        keep_results(runs, options, folder, max_processes)
+        return
     published, dopamine_notes = read_dopamine(options, runs)
     failed: dict[str, str] = {}
     if not options.report:

@@ -14,7 +14,7 @@ a truncation, where it bootstraps from the last observation of the episode with 
 
 Extensions are options of the config (agents/configs/dqn.py): double Q-learning (van Hasselt et al. 2016), dueling
 networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step returns, C51, HL-Gauss, QR-DQN, IQN, noisy
-networks, Munchausen DQN and DrQ; presets combine them as in their papers (docs/dqn.md has the results).
+networks, Munchausen DQN, DrQ and SPR; presets combine them as in their papers (docs/dqn.md has the results).
 
 Top to bottom: the TD target and the loss, the parts of a run, one iteration of the loop (act, step, sample, update,
 store), the updates that are due. Precision, compilation and CUDA graphs are in agents/qlearning/learner.py; logging,
@@ -48,12 +48,13 @@ from zerokara.agents.actors import feed, ray_actors
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.distributional import C51_TARGETS, CATEGORICAL_LOSSES, SCALAR_LOSSES, quantile_huber_loss
 from zerokara.agents.qlearning.exploration import Exploration
-from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead
+from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead, outputs_of_actions
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_network
-from zerokara.agents.qlearning.policy import Policy, obs_dtype
+from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay import ALL, Batch, Replay, Rows
-from zerokara.agents.training.replay_buffer import describe_fill, make_replay, min_transitions
+from zerokara.agents.qlearning.spr import spr_loss
+from zerokara.agents.training.replay_buffer import describe_fill, make_replay, min_transitions, random_batch
 from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
@@ -75,6 +76,7 @@ def dqn_loss(
     weight_B: Tensor,
     tau_BT: Tensor | None = None,
     next_tau_BS: Tensor | None = None,
+    *following: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and mean Q-value (scalars), and absolute TD error (B,), of a batch of n-step transitions.
 
@@ -94,6 +96,7 @@ def dqn_loss(
         weight_B: importance-sampling weights (1 with uniform replay); 0 for the rare sample without a transition.
         tau_BT: quantile fractions of the online network (QR-DQN, IQN).
         next_tau_BS: quantile fractions of the target network (IQN).
+        following: later observations and actions, for the auxiliary loss of SPR (`Replay.following`).
     """
     images, next_images = compute.images(obs), compute.images(next_obs)
     with torch.no_grad():
@@ -128,7 +131,8 @@ def dqn_loss(
             next_value_BX = (next_pi_BM[:, None] * (next_z_BXM - tau_log_pi_BM[:, None])).sum(dim=2)
             target_BX = reward_B[:, None] + discount_B[:, None] * next_value_BX
 
-    z_BXA = online.outputs(online.features(images), tau_BT)
+    features_BF = online.features(images)
+    z_BXA = online.outputs(features_BF, tau_BT)
     z_BX = outputs_of_actions(z_BXA, action_B)
     if isinstance(online.head, CategoricalHead):
         loss_B = CATEGORICAL_LOSSES[config.per_priority](z_BX, target_BX)
@@ -140,12 +144,10 @@ def dqn_loss(
     else:  # the gradient of the Huber loss is the TD error clipped to [-1, 1]
         loss_B = SCALAR_LOSSES[config.loss](z_BX, target_BX, weight_B).squeeze(1)
         td_error_B = (target_BX - z_BX).detach().abs().squeeze(1)
+    if following:  # self-predictive representations: cosine loss of the features predicted for the next observations
+        later_obs, *actions = following
+        loss_B = loss_B + config.spr_weight * spr_loss(online, target, features_BF, compute.images(later_obs), *actions)
     return (weight_B * loss_B).mean(), online.head.values(z_BXA).detach().mean(), td_error_B
-
-
-def outputs_of_actions(z_BXA: Tensor, action_B: Tensor) -> Tensor:
-    """Outputs (B, X) of one action per row."""
-    return z_BXA.gather(2, action_B[:, None, None].expand(-1, z_BXA.shape[1], 1)).squeeze(2)
 
 
 def make_learner(
@@ -175,11 +177,11 @@ def store(config: Config, replay: Replay, obs: np.ndarray, action_N: np.ndarray,
     replay.add(obs, action_N, reward_N, step.terminal, step.truncated, last_obs, life_lost_N, **options)
 
 
-def gradient_step(learner: Learner, batch: Batch) -> Tensor:
+def gradient_step(learner: Learner, batch: Batch, following: Sequence[Tensor] = ()) -> Tensor:
     """Do one gradient step on a batch. Returns the absolute TD errors (B,). Does not synchronize with the device."""
     learner.resample_noise()
-    # Calls dqn_loss(config, compute, online, target, *batch, *taus); the fields of a batch are in the same order.
-    return learner.step(*batch, *learner.sample_taus(len(batch.action)))
+    # Calls dqn_loss(config, compute, online, target, *batch, *taus, *following), in the order of its arguments.
+    return learner.step(*batch, *learner.sample_taus(len(batch.action)), *following)
 
 
 class Training(Session):
@@ -209,7 +211,8 @@ class Training(Session):
     def sample_and_update(self) -> None:
         """Sample a batch, do a gradient step, update the priorities of the batch. On CUDA this becomes a graph."""
         batch = self.replay.sample(self.config.batch_size // self.world.size)
-        self.replay.update_priorities(gradient_step(self.learner, batch))
+        following = self.replay.following(self.config.spr_steps) if self.config.spr_weight else ()
+        self.replay.update_priorities(gradient_step(self.learner, batch, following))
 
     @property
     def epsilon(self) -> float:
@@ -286,12 +289,9 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
 
 def probe_step(config: Config, env: VectorEnv, world: World, compute: Compute) -> Callable[[], object]:
     """Return a gradient step on random data, which is timed to choose precision and compilation."""
-    batch_size = config.batch_size // world.size
-    obs = torch.randint(256, (2, batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(compute.torch_device)
-    ones = torch.ones(batch_size, device=compute.torch_device)
-    batch = Batch(obs[0], ones.long(), ones, ones, obs[1], ones)
+    batch, following = random_batch(config, env, world, compute)
     learner = make_learner(config, env.obs_shape, env.num_actions, compute, World())
-    return learner.graphed(lambda: gradient_step(learner, batch))
+    return learner.graphed(lambda: gradient_step(learner, batch, following))
 
 
 def start(config: Config, callback: LogCallback | None = None) -> None:

@@ -70,6 +70,7 @@ from torch import Tensor, nn
 from zerokara.agents.qlearning.agent_file import AgentMetadata
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import QNetwork
+from zerokara.agents.qlearning.policy import RecurrentPolicy
 from zerokara.agents.viewing.loading import Agent, evaluation_seed, find_agent, load_agent
 from zerokara.core.models import onnx_file
 from zerokara.core.models.exporting import Function, compare, put_in_place
@@ -181,6 +182,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     agent = load_agent(source, which=options.which)
     paths = output_paths(options, agent)
     if any(path.suffix == ".onnx" for path in paths):
+        if isinstance(agent.policy, RecurrentPolicy):
+            raise UserError(
+                f"{agent.source} has an LSTM, whose state an ONNX file of zerokara does not carry: pass --no-onnx, or "
+                f"--out with a name that ends in .safetensors."
+            )
         onnx_file.check_packages()
     original = as_function(agent.policy.network)
     with closing(agent.make_env(min(options.observations, 8))) as env:

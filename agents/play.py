@@ -68,6 +68,7 @@ import cv2
 import numpy as np
 
 from zerokara import envs
+from zerokara.agents.qlearning.policy import RecurrentPolicy
 from zerokara.agents.training.pictures import EpisodeStep, frames_per_second, play_episode
 from zerokara.agents.viewing.drawing import MAX_BARS, EpisodeRenderer, newest_frame
 from zerokara.agents.viewing.loading import Agent, evaluation_seed, find_agent, load_agent
@@ -180,6 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     agent = load_agent(folder, which=options.which, device=options.device, threads=threads)
     if options.attention and agent.config.obs_type == "vector":
         raise UserError("--attention blurs parts of an image, and this agent observes vectors: leave the flag out.")
+    if options.attention and isinstance(agent.policy, RecurrentPolicy):
+        raise UserError("--attention needs an agent without an LSTM, whose Q-values depend on one input: leave it out.")
     max_steps = options.max_steps or (ZOO_MAX_STEPS if options.run in zoo.files("agents") else MAX_STEPS)
     with closing(agent.make_env(1, render=True)) as env:
         episode = Episode(agent, env, options, max_steps, frames_folder(options.frames))

@@ -11,21 +11,25 @@ them for a few epochs of minibatches:
 
 Then the rollout is discarded. LayerNorm before every ReLU stabilizes the training.
 
+With --lstm-units the network has an LSTM. Its state goes through the rollout and into the next one, and is zero where
+an episode starts. A minibatch then holds the whole rollouts of some environments; in an update the LSTM starts from the
+state that it had at the beginning of the rollout, and its gradient goes back to there.
+
 Top to bottom: the lambda-returns and the loss, one iteration of the loop (collect a rollout, compute the returns,
 update the network on minibatches). Precision and compilation are in agents/qlearning/learner.py; logging, evaluation
 and checkpoints in agents/training/session.py.
 
-Shapes: T steps of a rollout, N environments, B minibatch, A actions, C, H, W an observation.
+Shapes: T steps of a rollout, N environments, B minibatch, A actions, U units of an LSTM, C, H, W an observation.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from zerokara.agents.configs.pqn import DEVIATIONS, KIND, Config, read_config
+from zerokara.agents.configs.pqn import KIND, Config, deviations, read_config
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import run_main
 from zerokara.core.schedules import linear
@@ -46,8 +50,14 @@ from torch import Tensor
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
-from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
-from zerokara.agents.qlearning.policy import Policy, obs_dtype
+from zerokara.agents.qlearning.network import (
+    QNetwork,
+    RecurrentNetwork,
+    exclude_recurrence_from_compilation,
+    make_pqn_network,
+)
+from zerokara.agents.qlearning.policy import Memory, make_policy, obs_dtype
+from zerokara.agents.qlearning.replay import ALL, Rows
 from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
@@ -96,13 +106,32 @@ def lambda_returns(
 
 
 def pqn_loss(
-    compute: Compute, network: QNetwork, obs_BCHW: Tensor, action_B: Tensor, target_B: Tensor
+    compute: Compute,
+    network: QNetwork,
+    obs_BCHW: Tensor,
+    action_B: Tensor,
+    target_B: Tensor,
+    first_TN: Tensor | None = None,
+    state_2NU: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Half the mean squared error to the returns (Gallici et al. 2024, equation 4) and mean Q-value (scalars).
 
     The third value is the absolute TD error (B,), which PQN does not use.
+
+    Args:
+        compute: converts images.
+        network: network that is trained.
+        obs_BCHW: observations; with an LSTM, B = T * N, those of a step together.
+        action_B: actions that were taken.
+        target_B: lambda-returns.
+        first_TN: with an LSTM: 1 if the observation is the first one of an episode.
+        state_2NU: with an LSTM: its state at the beginning of the rollout.
     """
-    q_BA = network(compute.images(obs_BCHW))
+    images = compute.images(obs_BCHW)
+    if isinstance(network, RecurrentNetwork) and first_TN is not None and state_2NU is not None:
+        q_BA = network.unroll(images, first_TN, state_2NU)
+    else:
+        q_BA = network(images)
     q_B = q_BA.gather(1, action_B[:, None]).squeeze(1)
     return 0.5 * F.mse_loss(q_B, target_B), q_BA.detach().mean(), (target_B - q_B).detach().abs()
 
@@ -111,6 +140,8 @@ def make_learner(
     config: Config, obs_shape: tuple[int, int, int], num_actions: int, compute: Compute, world: World
 ) -> Learner:
     """Create the network and the optimizer."""
+    if config.lstm_units and compute.compile:
+        exclude_recurrence_from_compilation()
     return Learner(
         partial(make_pqn_network, config, obs_shape, num_actions),
         partial(pqn_loss, compute),
@@ -135,7 +166,8 @@ class Training(Session):
         super().__init__(config, run, compute, world, "agents.pqn", env)
         torch.manual_seed(config.seed)
         self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
-        self.policy = Policy(self.learner.online, compute)
+        self.policy = make_policy(self.learner.online, compute)
+        self.memory = Memory(self.num_envs, config.lstm_units, compute)
         self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
         self.shuffle = torch.Generator(compute.torch_device).manual_seed(self.seed)
         shape, device = (config.rollout_steps, self.num_envs), compute.torch_device
@@ -143,11 +175,19 @@ class Training(Session):
         # they do not hold them.
         self.obs_TN = torch.zeros((*shape, *self.env.obs_shape), dtype=obs_dtype(self.env), device=device)
         self.action_TN = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.reward_TN, self.terminal_TN, self.truncated_TN, self.last_value_TN = (
-            torch.zeros(shape, device=device) for _ in range(4)
+        self.reward_TN, self.terminal_TN, self.truncated_TN, self.last_value_TN, self.ended_TN = (
+            torch.zeros(shape, device=device) for _ in range(5)
         )
+        self.initial_state_2NU = self.memory.state_2NU
         self.value_TN = torch.zeros((config.rollout_steps + 1, self.num_envs), device=device)  # T + 1 observations
         self.register(learner=self.learner, exploration=self.exploration, shuffle=self.shuffle)
+        if config.lstm_units:
+            self.register(memory=self.memory)
+
+    def end_episodes(self, rows: Rows = ALL) -> None:
+        """See `Session.end_episodes`. The LSTM forgets the old episodes."""
+        super().end_episodes(rows)
+        self.memory.forget(rows)
 
     @property
     def epsilon(self) -> float:
@@ -157,17 +197,17 @@ class Training(Session):
 
     def iterate(self) -> None:
         """Collect a rollout and update the network on it."""
-        epsilon = self.epsilon
+        epsilon, self.initial_state_2NU = self.epsilon, self.memory.state_2NU
         for t in range(self.config.rollout_steps):
             self._step(t, epsilon)
-        self.value_TN[-1] = self.policy.values(self.obs).amax(dim=1)
+        self.value_TN[-1] = self.policy.step(self.obs, self.memory.state_2NU)[0].amax(dim=1)
         with self.timed("learn"):
             self.learn()
 
     def _step(self, t: int, epsilon: float) -> None:
         """Do step t of the rollout in all environments."""
         with self.timed("act"):
-            q_NA = self.policy.values(self.obs)
+            q_NA, self.memory.state_2NU = self.policy.step(self.obs, self.memory.state_2NU)
             self.value_TN[t] = q_NA.amax(dim=1)
             explore_N, random_N = self.exploration.sample(epsilon)
             selected_N = torch.where(explore_N, random_N, self.compute.to_host(q_NA.argmax(dim=1)))
@@ -183,7 +223,10 @@ class Training(Session):
             self.terminal_TN[t].copy_(torch.from_numpy(terminal_N))
             self.truncated_TN[t].copy_(torch.from_numpy(result.truncated))
             if result.truncated.any():  # bootstrap from the last observation, not from the first of the next episode
-                self.last_value_TN[t] = self.policy.values(result.last_obs).amax(dim=1)
+                self.last_value_TN[t] = self.policy.step(result.last_obs, self.memory.state_2NU)[0].amax(dim=1)
+            ended_N = result.terminal | result.truncated
+            self.ended_TN[t].copy_(torch.from_numpy(ended_N))
+            self.memory.forget(ended_N)
             self.record(result)  # sets self.obs, adds config.num_envs (those of all processes) to self.step
 
     def next_values(self) -> Tensor:
@@ -203,14 +246,27 @@ class Training(Session):
         )
         if config.final_learning_rate is not None:
             self.learner.set_learning_rate(schedules.learning_rate(config, self.step))
-        obs, action, target = self.obs_TN.flatten(0, 1), self.action_TN.flatten(), return_TN.flatten()
         for _ in range(config.update_epochs):
-            order = torch.randperm(len(target), generator=self.shuffle, device=target.device)
-            for index_B in order.chunk(config.num_minibatches):
-                self.learner.step(obs[index_B], action[index_B], target[index_B])
+            for minibatch in (self.sequences if config.lstm_units else self.minibatches)(return_TN):
+                self.learner.step(*minibatch)
                 self.updates += 1
         if config.average_every == "rollout":  # local SGD: the processes communicate once per rollout
             self.learner.average_weights()
+
+    def minibatches(self, return_TN: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield observations, actions and returns of the steps of the rollout in random order, each step once."""
+        obs, action, target = self.obs_TN.flatten(0, 1), self.action_TN.flatten(), return_TN.flatten()
+        order = torch.randperm(len(target), generator=self.shuffle, device=target.device)
+        for index_B in order.chunk(self.config.num_minibatches):
+            yield obs[index_B], action[index_B], target[index_B]
+
+    def sequences(self, return_TN: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the same for whole rollouts of environments in random order, and starts of episodes and states."""
+        first_TN = F.pad(self.ended_TN[:-1], (0, 0, 1, 0))  # the initial state is zero where an episode starts
+        order = torch.randperm(self.num_envs, generator=self.shuffle, device=return_TN.device)
+        for index in order.chunk(self.config.num_minibatches):
+            steps = (tensor_TN[:, index].flatten(0, 1) for tensor_TN in (self.obs_TN, self.action_TN, return_TN))
+            yield *steps, first_TN[:, index], self.initial_state_2NU[:, index]
 
 
 def train(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> str:
@@ -221,7 +277,7 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     """
     training = Training(config, run, compute, world, env)
     training.start()  # restores the checkpoint of a resumed run
-    training.print_settings(DEVIATIONS)
+    training.print_settings(deviations(config))
     if config.average_every == "rollout" and world.size == 1:
         run.warn("--average-every rollout has no effect, because there is one process.")
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
@@ -236,7 +292,9 @@ def probe_step(config: Config, env: VectorEnv, world: World, compute: Compute) -
     obs = torch.randint(256, (batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(compute.torch_device)
     zeros = torch.zeros(batch_size, device=compute.torch_device)
     learner = make_learner(config, env.obs_shape, env.num_actions, compute, World())
-    return lambda: learner.step(obs, zeros.long(), zeros)
+    first_TN = zeros.unflatten(0, (config.rollout_steps, -1)) if config.lstm_units else None
+    state = () if first_TN is None else (first_TN, zeros.new_zeros(2, first_TN.shape[1], config.lstm_units))
+    return lambda: learner.step(obs, zeros.long(), zeros, *state)
 
 
 def start(config: Config, callback: LogCallback | None = None) -> None:

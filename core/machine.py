@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,6 +60,19 @@ def describe_machine() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
+
+
+def processor_class(device: str) -> str:
+    """Return the class of the processor of a device: "Intel Xeon, AMX", or the name of the GPU."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    model = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*|\d+-Core", "", _cpu_model())
+    capabilities = torch.cpu.get_capabilities()
+    units = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "BF16", "avx512_f": "AVX512", "avx2": "AVX2"}
+    unit = next((name for key, name in units.items() if capabilities.get(key)), "no vector unit known")
+    return f"{' '.join(model.split())}, {unit}"
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -98,7 +98,7 @@ def plan_runs(
             raise UserError(
                 f"There is no preset {preset!r}{suggest(preset, PRESETS)}: give --presets some of {', '.join(PRESETS)}."
             )
-    user_fields = _parse_settings(settings)
+    user_fields = setting_fields(settings)
     common: dict[str, Any] = {"protocol": protocol, "threads": threads, "capture_video": False}
     common |= {} if steps is None else {"total_steps": steps}
     configs = {
@@ -140,7 +140,7 @@ def _config(
     return config, fields
 
 
-def _parse_settings(settings: Sequence[str]) -> dict[str, str]:
+def setting_fields(settings: Sequence[str]) -> dict[str, str]:
     """Parse --settings. Returns field -> value as text."""
     parsed = {}
     for setting in settings:

@@ -16,7 +16,7 @@ from zerokara.agents.configs.arcade import ARCADE
 from zerokara.agents.configs.common import PADDED_BACKBONES, Count, Fraction, OptionalCount, Positive, Settings
 from zerokara.agents.configs.presets import PAPER_PRESETS
 from zerokara.agents.configs.reading import read_agent_config
-from zerokara.core.config import NamesOrPath, Range, UserError, flag
+from zerokara.core.config import NamesOrPath, Range, UserError, flag, is_import_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +139,11 @@ class Config(Settings):
     random_shift: Annotated[int, Range(0, 32)] = 0
     """Maximum shift of the images of a batch in pixels, at random and with repeated edges (DrQ, 4 in its paper); 0: no
     shift."""
+    spr_weight: Annotated[float, Range(0)] = 0.0
+    """Factor on the loss of self-predictive representations (SPR, 2 in its paper), of which the target network is the
+    target encoder: by default --target-tau 0.005 and --random-shift 4 then. 0: no such loss."""
+    spr_steps: Annotated[int, Range(1, 50)] = 5
+    """Observations ahead that SPR predicts (K in its paper)."""
     replay_capacity: Count = 200_000
     """Capacity of the replay buffer in transitions, summed over all environments."""
     per_alpha: Fraction = 0.0
@@ -273,8 +278,26 @@ def refuse_contradictions(config: Config) -> None:
                 f"{flag(name)} is an option of --backbone impala, not of --backbone {config.backbone}: pass --backbone "
                 f"impala, or leave {flag(name)} out."
             )
+    if config.spr_weight:
+        check_self_prediction(config)
     if config.actors:
         check_actors(config)
+
+
+def check_self_prediction(config: Config) -> None:
+    """Check the settings of a run with SPR.
+
+    Raises:
+        UserError: a setting cannot be combined with it.
+    """
+    for refused, given, instead in (
+        (config.target_tau == 1, "--target-tau 1", "its target encoder is an average: give a value below 1"),
+        (is_import_path(config.backbone), f"--backbone {config.backbone}", "it needs a feature map: choose a name"),
+        (config.backbone == "mlp", "--backbone mlp", "it needs a feature map: choose a convolutional backbone"),
+        (config.actors > 0, "--actors", "actors send no sequences: leave one of the two out"),
+    ):
+        if refused:
+            raise UserError(f"--spr-weight and {given} cannot be combined, because {instead}.")
 
 
 KIND = "dqn"

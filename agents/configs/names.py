@@ -118,6 +118,9 @@ FOREIGN_NAMES_DQN: Mapping[str, str] = {
     "critic_tau": "target_tau",
     "target_update_tau": "target_tau",
     "image_pad": "random_shift",
+    "spr": "is --spr-weight here, the factor on the sum over the steps (2 in its paper).",
+    "model_spr_weight": "is --spr-weight here, the factor on the sum over the steps (2 in its paper).",
+    "jumps": "spr_steps",
     "data_augmentation": "is --random-shift here, in pixels (4 in DrQ).",
     "prioritized_replay": "is --per-alpha here (0.5 to 0.6; 0 samples uniformly).",
     "prioritized_replay_alpha": "per_alpha",
@@ -138,6 +141,9 @@ FOREIGN_NAMES_PQN: Mapping[str, str] = {
     "n_epochs": "update_epochs",
     "q_lambda": "td_lambda",
     "gae_lambda": "td_lambda",
+    "lstm": "is --lstm-units here, the number of units (128 in CleanRL).",
+    "recurrent": "is --lstm-units here, the number of units (128 in CleanRL).",
+    "lstm_hidden_size": "lstm_units",
     "buffer_size": "is not an option here: PQN has no replay buffer; --rollout-steps and --num-envs size a rollout.",
     "target_network_frequency": "is not an option here: PQN has no target network.",
 }
@@ -262,6 +268,8 @@ GROUPS_DQN: Mapping[str, tuple[str, ...]] = {
         "target_update_steps",
         "target_tau",
         "random_shift",
+        "spr_weight",
+        "spr_steps",
         "reset_every_updates",
         "reset_perturb_factor",
         "reset_until_updates",
@@ -312,7 +320,7 @@ GROUPS_DQN: Mapping[str, tuple[str, ...]] = {
 
 GROUPS_PQN: Mapping[str, tuple[str, ...]] = {
     "environment": _ENVIRONMENT,
-    "network": ("backbone", "width_multiplier", "hidden_units", "layer_norm"),
+    "network": ("backbone", "width_multiplier", "hidden_units", "layer_norm", "lstm_units"),
     "algorithm": (
         "rollout_steps",
         "update_epochs",
@@ -350,6 +358,7 @@ PRESET_SUMMARIES_DQN: Mapping[str, str] = {
 PRESET_SUMMARIES_PQN: Mapping[str, str] = {
     "paper": "PQN for 40,000,000 frames (Gallici et al. 2024)",
     "paper-200m": "PQN for 200,000,000 frames (Gallici et al. 2024)",
+    "lstm": "PQN with an LSTM and one frame, 40,000,000 frames (CleanRL)",
 }
 
 # ---- settings that have no effect without another one
@@ -397,6 +406,7 @@ REQUIRES_DQN: Mapping[str, Requirement] = {
     "pool_size": (lambda config: config.pool == "max", "--pool max"),
     "weight_decay": (lambda config: config.optimizer == "adam", "--optimizer adam"),
     "random_shift": (lambda config: config.obs_type == "image", "--obs-type image"),
+    "spr_steps": (lambda config: config.spr_weight > 0, "--spr-weight above 0"),
     "weight_init": (lambda config: not config.noisy or config.weight_init == "xavier", "--no-noisy"),
     "epsilon_start": _NO_ACTORS,
     "epsilon_end": _NO_ACTORS,

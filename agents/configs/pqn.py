@@ -43,6 +43,9 @@ class Config(Settings):
     """Units of the hidden layer in the head."""
     layer_norm: bool = True
     """Apply LayerNorm before every ReLU."""
+    lstm_units: Annotated[int, Range(0, 4096)] = 0
+    """Units of an LSTM after the hidden layer. It remembers what the agent has seen, so that --frame-stack is 1 by
+    default, and minibatches hold whole rollouts of some environments. 0: no LSTM."""
 
     # --- algorithm -------------------------------------------------------------------------------------------------
     rollout_steps: Count = 32
@@ -95,6 +98,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": _FIRE,
     # The same for the paper's 200,000,000 frames; epsilon decays over the first tenth, as in the paper.
     "paper-200m": {**_FIRE, "total_steps": 50_000_000, "epsilon_decay_steps": 5_000_000},
+    # CleanRL, cleanrl/pqn_atari_envpool_lstm.py.
+    "lstm": {
+        **_FIRE,
+        "lstm_units": 128,
+        "frame_stack": 1,
+        "num_envs": 8,
+        "rollout_steps": 128,
+        "update_epochs": 4,
+        "num_minibatches": 4,
+        "max_grad_norm": 0.25,  # .5 there, of a loss without the factor 1/2
+        "final_learning_rate": 1e-8,  # 0 there
+        "learning_rate_decay_steps": 10_000_000,
+        "epsilon_end": 0.01,
+    },
 }
 
 DEVIATIONS = (
@@ -103,6 +120,16 @@ DEVIATIONS = (
     "a reset is FIRE, then no-ops, and after a lost life FIRE lasts a step; EnvPool has no-ops, then a frame of FIRE",
     "frame stacks begin with zeros; EnvPool fills them with the first frame",
 )
+LSTM_DEVIATIONS = (
+    *DEVIATIONS[:3],
+    "a lost life ends the return, but the LSTM remembers; CleanRL resets its state, as at the end of an episode",
+    "convolutions are initialized as by He and normalized over channels; CleanRL: orthogonal, over the whole layer",
+)
+
+
+def deviations(config: Config) -> tuple[str, ...]:
+    """Return the differences of a run from the code that its preset follows."""
+    return LSTM_DEVIATIONS if config.preset == "lstm" else DEVIATIONS
 
 
 KIND = "pqn"
@@ -112,13 +139,18 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
     """Read the config from the command line; with --resume, from the run folder.
 
     Raises:
-        UserError: as in `core.run_config.configure`; the rollout cannot be divided into minibatches of equal size; with
-            --resume, a flag contradicts the config of the run.
+        UserError: as in `core.run_config.configure`; the rollout, or with an LSTM the environments, cannot be divided
+            into minibatches of equal size; with --resume, a flag contradicts the config of the run.
     """
     config = read_agent_config(Config, PRESETS, argv, description, KIND)
     if config.rollout_steps * config.num_envs % config.num_minibatches:
         raise UserError(
             f"A rollout of --rollout-steps {config.rollout_steps} in --num-envs {config.num_envs} environments cannot "
+            f"be divided evenly into --num-minibatches {config.num_minibatches}: change one of them."
+        )
+    if config.lstm_units and config.num_envs % config.num_minibatches:
+        raise UserError(
+            f"With --lstm-units a minibatch holds whole rollouts, and --num-envs {config.num_envs} environments cannot "
             f"be divided evenly into --num-minibatches {config.num_minibatches}: change one of them."
         )
     return config

@@ -72,8 +72,13 @@ def read_agent_config(
             own = {**dict.fromkeys(ATARI_FIELDS), **own}
         if getattr(config, "same_padding", False) and getattr(config, "backbone", "") not in PADDED_BACKBONES:
             own = {**own, "same_padding": False}  # what a preset sets for its own backbone
-        if getattr(config, "target_tau", 1) < 1:  # an average follows every update, as in the papers that use it
+        if getattr(config, "spr_weight", 0):
+            own = {**own, "target_tau": 0.005, "random_shift": 4}
+        averages = getattr(config, "target_tau", 1) < 1 or (own.get("target_tau", 1) < 1 and "target_tau" not in given)
+        if averages:  # an average follows every update, as in the papers that use it
             own = {**own, "target_update_steps": 1}
+        if getattr(config, "lstm_units", 0):  # which takes the place of the earlier frames
+            own = {**own, "frame_stack": 1}
         config = replace(config, **{name: value for name, value in own.items() if name not in given})
         return fit_lengths(config, given)
 

@@ -41,7 +41,7 @@ COMMON = (
 GROUPS: Mapping[str, tuple[str, ...]] = {
     **names.GROUPS_PQN,
     "environment": (*names.GROUPS_PQN["environment"], "normalize_observations", "scale_rewards"),
-    "network": (*names.GROUPS_PQN["network"], "init_sparsity"),
+    "network": ("backbone", "width_multiplier", "hidden_units", "layer_norm", "init_sparsity"),
     "algorithm": (
         "gamma",
         "td_lambda",

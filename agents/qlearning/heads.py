@@ -20,6 +20,11 @@ from torch import Tensor, nn
 TauSamples = tuple[Tensor | None, Tensor | None]
 
 
+def outputs_of_actions(z_BXA: Tensor, action_B: Tensor) -> Tensor:
+    """Outputs (B, X) of one action per row."""
+    return z_BXA.gather(2, action_B[:, None, None].expand(-1, z_BXA.shape[1], 1)).squeeze(2)
+
+
 class ScalarHead(nn.Module):
     """Scalar head: the expected return of each action (Mnih et al. 2015). Base class of all heads."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from zerokara.agents.configs import dqn, pqn, stream
 from zerokara.agents.qlearning.heads import HEADS, ScalarHead
 from zerokara.agents.qlearning.normalization import InputNormalization
+from zerokara.agents.qlearning.spr import SelfPrediction
 from zerokara.core.backbones.registry import BackboneName, is_custom, make_backbone, option_names
 from zerokara.core.layers import NoisyLinear, SampleNorm, sparse_init_
 
@@ -89,6 +90,7 @@ class QNetwork(nn.Module):
         )
         self.advantage = stream(outputs * num_actions)
         self.value = stream(outputs) if dueling else None
+        self.spr: SelfPrediction | None = None  # used in updates only
         if weight_init == "xavier":
             for name, module in self.named_children():
                 if name != "backbone" or not self.has_custom_backbone:
@@ -172,7 +174,7 @@ def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_action
         "impala": {"spectral_norm": config.spectral_norm, "pool": config.pool, "pool_size": config.pool_size},
         "dcgan": {"norm": "none"},  # BatchNorm would make Q-values depend on the other observations in the batch
     }
-    return QNetwork(
+    network = QNetwork(
         obs_shape,
         num_actions,
         backbone=config.backbone,
@@ -186,6 +188,10 @@ def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_action
         weight_init=config.weight_init,
         backbone_options=options.get(config.backbone),
     )
+    if config.spr_weight:
+        map_shape = (network.backbone.out_channels, *network.backbone.out_size)
+        network.spr = SelfPrediction(map_shape, num_actions, config.hidden_units * (1 + config.dueling))
+    return network
 
 
 NetworkT = TypeVar("NetworkT", bound=QNetwork)
@@ -208,12 +214,98 @@ def _plain_network(
     )
 
 
+class RecurrentNetwork(QNetwork):
+    """Q-network with an LSTM between the hidden layer and the outputs (Hausknecht and Stone 2015).
+
+        h_t, c_t = LSTM(x_t, (1 - first_t) h_t-1, (1 - first_t) c_t-1)
+        Q(s_t, .) = W h_t + b
+
+    x_t is the output of the hidden layer, first_t is 1 at the first observation of an episode. The LSTM computes in
+    float32. Its state is a tensor (2, B, U) of h and c, U units; zeros before the first observation. `forward` takes
+    each observation for the first one of an episode.
+
+    Call `add_lstm` once after the construction.
+    """
+
+    lstm: nn.LSTMCell
+
+    def add_lstm(self, units: int) -> None:
+        """Add the LSTM, with orthogonal weights and zero biases as in CleanRL, and outputs for its units."""
+        self.lstm = nn.LSTMCell(self._out.in_features, units)
+        for parameter in self.lstm.parameters():
+            nn.init.orthogonal_(parameter) if parameter.ndim == 2 else nn.init.zeros_(parameter)
+        self.advantage[-1] = nn.Linear(units, self._out.out_features)
+
+    @property
+    def _out(self) -> nn.Linear:
+        """Output layer."""
+        return cast(nn.Linear, self.advantage[-1])
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Q-values (B, A) of images that are the first ones of their episodes."""
+        return self.step(x_BCHW, torch.zeros(2, len(x_BCHW), self.lstm.hidden_size, device=x_BCHW.device))[0]
+
+    def step(self, x_BCHW: Tensor, state_2BU: Tensor) -> tuple[Tensor, Tensor]:
+        """Q-values (B, A) of images, and the state after them, from the state before them."""
+        state_2BU = self._next_state(self._lstm_inputs(x_BCHW), state_2BU)
+        return self._from_lstm(state_2BU[0]), state_2BU
+
+    def unroll(self, x_BCHW: Tensor, first_TN: Tensor, state_2NU: Tensor) -> Tensor:
+        """Q-values (B, A) of sequences, B = T * N images with the step as the slower index.
+
+        Args:
+            x_BCHW: images.
+            first_TN: 1 if the image is the first one of an episode.
+            state_2NU: state before the first images.
+        """
+        inputs_TNF = self._lstm_inputs(x_BCHW).unflatten(0, first_TN.shape)
+        return self._from_lstm(self._recurrence(inputs_TNF, first_TN, state_2NU).flatten(0, 1))
+
+    def _recurrence(self, inputs_TNF: Tensor, first_TN: Tensor, state_2NU: Tensor) -> Tensor:
+        """Return h (T, N, U) of all steps."""
+        h_TNU = []
+        for inputs_NF, first_N in zip(inputs_TNF, first_TN, strict=True):
+            state_2NU = self._next_state(inputs_NF, state_2NU * (1 - first_N)[:, None])
+            h_TNU.append(state_2NU[0])
+        return torch.stack(h_TNU)
+
+    def _lstm_inputs(self, x_BCHW: Tensor) -> Tensor:
+        """Outputs (B, F) of the hidden layer."""
+        features: Tensor = self.features(x_BCHW)
+        for layer in list(self.advantage)[:-1]:
+            features = layer(features)
+        return features
+
+    def _next_state(self, inputs_BF: Tensor, state_2BU: Tensor) -> Tensor:
+        with torch.autocast(inputs_BF.device.type, enabled=False):
+            return torch.stack(self.lstm(inputs_BF.float(), (state_2BU[0], state_2BU[1])))
+
+    def _from_lstm(self, h_BU: Tensor) -> Tensor:
+        """Q-values (B, A) in float32."""
+        q_BA: Tensor = self._out(h_BU.to(self._out.weight.dtype))
+        return q_BA.float()
+
+
+@functools.cache
+def exclude_recurrence_from_compilation() -> None:
+    """Let the loop of `RecurrentNetwork` run eagerly in compiled functions: unrolled, it takes minutes to compile.
+
+    Not a decorator of the method, which would import the compiler in every program.
+    """
+    RecurrentNetwork._recurrence = torch.compiler.disable(RecurrentNetwork._recurrence)  # type: ignore[method-assign]
+
+
 def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
     """Create the Q-network of a PQN config, initialized as in the published code (He et al. 2015).
 
     A backbone of one's own or one with its own initialization keeps it.
     """
-    network = _plain_network(QNetwork, config, obs_shape, num_actions)
+    network: QNetwork
+    if config.lstm_units:
+        network = _plain_network(RecurrentNetwork, config, obs_shape, num_actions)
+        network.add_lstm(config.lstm_units)
+    else:
+        network = _plain_network(QNetwork, config, obs_shape, num_actions)
     keeps_weights = network.has_custom_backbone or network.backbone.has_own_initialization
     for module in network.backbone.modules():
         if isinstance(module, nn.Conv2d) and not keeps_weights:
@@ -221,7 +313,7 @@ def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_ac
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     out = network.advantage[-1].get_parameter("weight")
-    nn.init.normal_(out, std=config.hidden_units**-0.5)
+    nn.init.normal_(out, std=(config.lstm_units or config.hidden_units) ** -0.5)
     return network
 
 

@@ -1,16 +1,20 @@
 """Policy: Q-values and epsilon-greedy actions from observations.
 
-Shapes: N environments, A actions, C, H, W an observation.
+Shapes: N environments, A actions, C, H, W an observation, U units of an LSTM.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zerokara.agents.qlearning.exploration import Exploration
-from zerokara.agents.qlearning.network import QNetwork
+from zerokara.agents.qlearning.network import QNetwork, RecurrentNetwork
+from zerokara.agents.qlearning.replay import ALL, Rows
 from zerokara.core.compute import Compute
 from zerokara.core.layers import resample_noise
 from zerokara.envs.base import VectorEnv
@@ -56,6 +60,13 @@ class Policy:
         obs = torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True)
         return self._values(self._converted(obs))
 
+    def step(self, obs_NCHW: np.ndarray, state_2NU: Tensor) -> tuple[Tensor, Tensor]:
+        """Q-values (N, A) of observations, and the state of the LSTM after them; without an LSTM the state is empty."""
+        return self.values(obs_NCHW), state_2NU
+
+    def forget(self, rows: Rows = ALL) -> None:
+        """Start new episodes in some of the environments: an LSTM forgets the observations that `values` got before."""
+
     def act(
         self, obs_NCHW: np.ndarray, epsilon: float | Tensor, exploration: Exploration, *, noisy: bool = False
     ) -> np.ndarray:
@@ -65,3 +76,65 @@ class Policy:
             return random_N.numpy()
         greedy_N = self.compute.to_host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))
         return torch.where(explore_N, random_N, greedy_N).numpy()
+
+
+class RecurrentPolicy(Policy):
+    """Policy of a network with an LSTM. `values` remembers the observations of each row since its last `forget`.
+
+    If the number of rows changes, all of them start new episodes.
+    """
+
+    network: RecurrentNetwork
+
+    def __init__(self, network: RecurrentNetwork, compute: Compute) -> None:
+        super().__init__(network, compute)
+        self.memory = Memory(0, network.lstm.hidden_size, compute)
+        self._step = compute.function(self._step_eager)
+
+    def _step_eager(self, obs_NCHW: Tensor, state_2NU: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), self.compute.autocast():
+            return self.network.step(self.compute.images(obs_NCHW), state_2NU)
+
+    def step(self, obs_NCHW: np.ndarray, state_2NU: Tensor) -> tuple[Tensor, Tensor]:
+        """Q-values (N, A) of observations, and the state after them; that of `values` is not used."""
+        return self._step(torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True), state_2NU)
+
+    def values(self, obs_NCHW: np.ndarray, *, noisy: bool = False) -> Tensor:
+        """Q-values (N, A) of the next observations of N episodes."""
+        if self.memory.state_2NU.shape[1] != len(obs_NCHW):
+            self.memory = Memory(len(obs_NCHW), self.network.lstm.hidden_size, self.compute)
+        q_NA, self.memory.state_2NU = self.step(obs_NCHW, self.memory.state_2NU)
+        return q_NA
+
+    def forget(self, rows: Rows = ALL) -> None:
+        """Start new episodes in some of the rows."""
+        self.memory.forget(rows)
+
+
+class Memory:
+    """State (2, N, U) of an LSTM in N environments, a part of checkpoints; U is 0 without an LSTM."""
+
+    def __init__(self, num_envs: int, units: int, compute: Compute) -> None:
+        self.state_2NU = torch.zeros((2, num_envs, units), device=compute.torch_device)
+
+    def forget(self, rows: Rows = ALL) -> None:
+        """Set the state of some of the environments to zero, where episodes start."""
+        self.state_2NU = self.state_2NU.clone()
+        self.state_2NU[:, torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint."""
+        return {"lstm": self.state_2NU}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        self.state_2NU = state["lstm"].to(self.state_2NU.device)
+
+    def load_processes(self, states: Mapping[int, dict[str, Any]], rank: int, step: int) -> None:
+        """Forget everything: the environments of another number of processes start new episodes."""
+        self.forget()
+
+
+def make_policy(network: QNetwork, compute: Compute) -> Policy:
+    """Create the policy of a network without noise: one that remembers, if the network has an LSTM."""
+    return RecurrentPolicy(network, compute) if isinstance(network, RecurrentNetwork) else Policy(network, compute)

@@ -151,7 +151,8 @@ class PrioritizedReplay(Replay):
         # The latest slot number that was written to this row of the ring buffer.
         newest_B = self._newest_slot[env_B]
         slot_B = newest_B - (newest_B - row_B) % self.slots
-        batch = self._shift(self.gather(env_B, slot_B.clamp(min=0)))
+        self._sampled = env_B, slot_B.clamp(min=0)
+        batch = self._shift(self.gather(*self._sampled))
         priority_B = self.tree.get(row_B).clamp(min=torch.finfo(torch.float32).tiny)
         if self.uniform_fraction:
             priority_B = self._probabilities(row_B, env_B)

@@ -149,6 +149,7 @@ class Replay:
         self._num_sampleable = torch.ones(num_envs, dtype=torch.int64, device=device)
         self._newest_slot = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
         self._lookup = function(self._lookup_eager)
+        self._sampled = self._newest_slot, self._newest_slot  # environments and slots of the last sample
 
     @property
     def priority_tensors(self) -> list[Tensor]:
@@ -260,7 +261,30 @@ class Replay:
 
     def sample(self, batch_size: int) -> Batch:
         """Sample transitions: uniformly an environment, then uniformly a slot. Does not synchronize with the device."""
-        return self._shift(self.gather(*self._draw(batch_size)))
+        self._sampled = self._draw(batch_size)
+        return self._shift(self.gather(*self._sampled))
+
+    def following(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what follows the first observations of the last `sample`, for self-predictive representations.
+
+        Returns:
+            The next S observations of each of them (B * S, K * F, H, W), shifted as those of a batch; the actions
+            before these (B, S); 1 if the observation is in the same episode, else 0 (B, S).
+        """
+        env_B, slot_B = self._sampled
+        rows, actions, inside = [], [], [torch.ones_like(slot_B, dtype=torch.bool)]
+        for _ in range(steps):
+            row_B = env_B * self.slots + slot_B % self.slots
+            ended_B = (self._ring["flag"][row_B] & (TERMINAL | LAST)) > 0
+            inside.append(inside[-1] & ~ended_B & (slot_B < self._newest_slot[env_B]))
+            actions.append(self._ring["action"][row_B].long())
+            slot_B = slot_B + inside[-1].long()
+            rows.append(self._stack_rows(env_B, slot_B))
+        obs = self._ring["frame"].index_select(0, torch.stack(rows, dim=1).flatten())
+        obs = obs.view(-1, self.frame_stack * self.frame_shape[0], *self.frame_shape[1:])
+        if self._random_shift:
+            obs = shift_at_random(obs, self._random_shift, self.generator)
+        return obs, torch.stack(actions, dim=1), torch.stack(inside[1:], dim=1).float()
 
     def _shift(self, batch: Batch) -> Batch:
         """Shift the images of a batch at random, if configured: observations and next observations independently.

@@ -92,6 +92,7 @@ def evaluate(
     """
     exploration = Exploration(env.num_envs, env.num_actions, seed)
     obs = env.reset(seed)
+    policy.forget()
     return_N = np.zeros(env.num_envs)
     length_N = np.zeros(env.num_envs, np.int64)
     episodes: list[list[tuple[float, int]]] = [[] for _ in range(env.num_envs)]
@@ -102,12 +103,14 @@ def evaluate(
             # All environments with episodes left are past a cut. Reset, because such an episode may never end.
             seed += 1
             obs = env.reset(seed)
+            policy.forget()
             return_N[:] = length_N[:] = skipping_N[:] = 0
         step = env.step(policy.act(obs, epsilon, exploration))
         obs = step.obs
         return_N += step.reward
         length_N += 1
         ended_N = step.terminal | step.truncated
+        policy.forget(ended_N)
         for i in np.flatnonzero((ended_N | (length_N >= max_steps)) & ~skipping_N):
             if len(episodes[i]) < episodes_per_env:
                 episodes[i].append((float(return_N[i]), int(length_N[i])))

@@ -47,6 +47,7 @@ def play_episode(
     """
     exploration = Exploration(1, env.num_actions, seed)
     obs = env.reset(seed)
+    policy.forget()
     for _ in range(max_steps):
         picture = env.render()
         q_A = policy.compute.to_host(policy.values(obs)[0]).numpy()

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
+from torch import Tensor
+
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning import schedules
+from zerokara.agents.qlearning.policy import obs_dtype
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
-from zerokara.agents.qlearning.replay import Replay
+from zerokara.agents.qlearning.replay import Batch, Replay
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
@@ -92,3 +96,17 @@ def make_replay(
         function=compute.function,
         print_line=lambda line: None if is_finished() else run.print(line),
     )
+
+
+def random_batch(
+    config: Config, env: VectorEnv, world: World, compute: Compute
+) -> tuple[Batch, tuple[Tensor, Tensor, Tensor] | tuple[()]]:
+    """Return a batch of random data as a process learns from, and what follows it (`Replay.following`)."""
+    batch_size = config.batch_size // world.size
+    obs = torch.randint(256, (2, batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(compute.torch_device)
+    ones = torch.ones(batch_size, device=compute.torch_device)
+    batch = Batch(obs[0], ones.long(), ones, ones, obs[1], ones)
+    if not config.spr_weight:
+        return batch, ()
+    later_BS = ones[:, None].repeat(1, config.spr_steps)
+    return batch, (obs[0].repeat_interleave(config.spr_steps, 0), later_BS.long(), later_BS)

@@ -31,7 +31,7 @@ from zerokara.agents.qlearning.agent_file import (
     make_agent_network,
 )
 from zerokara.agents.qlearning.network import QNetwork
-from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.policy import Policy, make_policy
 from zerokara.agents.training.evaluation import Scores, evaluate, parallel_episodes
 from zerokara.agents.viewing.acting import Actor
 from zerokara.agents.viewing.choices import Which
@@ -86,8 +86,13 @@ class Agent(FromSource):
     # ---- acting
 
     def reset(self) -> None:
-        """Start an episode: the next frame that `act` or `q_values` gets is its first one."""
+        """Start an episode: the next frame that `act` or `q_values` gets is its first one.
+
+        An agent with an LSTM forgets what it has seen. It remembers each row of a batch, as long as their number is the
+        same.
+        """
         self._actor.frames.reset()
+        self.policy.forget()
 
     def act(self, obs: Any, *, epsilon: float = 0.0, stacked: bool | None = None) -> int | np.ndarray:
         """Select the action with the highest Q-value.
@@ -200,7 +205,7 @@ def load_agent(
         loaded = _read_last(path, own, "" if which == "last" else " (there was no evaluation yet)")
     network, config, details = loaded
     compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
-    policy = Policy(compute.module(network).eval(), compute)
+    policy = make_policy(compute.module(network).eval(), compute)
     return Agent(path, config, policy, **details)
 
 

@@ -145,6 +145,38 @@ def test_finished_runs_of_another_version_of_a_preset_are_tabulated(
         benchmark.main([*TINY, "--seeds", "1", "--settings", *TINY[TINY.index("--settings") + 1 :], "loss=mse"])
 
 
+def test_results_are_kept_as_files_and_not_repeated(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = copied(finished, tmp_path, monkeypatch)
+    words = [*TINY, "--seeds", "1", "2", "--results", "kept", "--page", "docs/evidence.md"]
+    scores = [run["final"] for run in json.loads((runs / "tiny" / "results.json").read_text())["runs"]]
+    benchmark.main(words)
+    files = sorted(Path("kept").iterdir())
+    assert [json.loads(path.read_text())["score"] for path in files] == scores
+    assert "| zerokara/Catch-v0 | fast " in Path("docs/evidence.md").read_text()
+    assert capsys.readouterr().out == "docs/evidence.md: 2 results; of 2 runs of this command 0 are missing\n"
+    shutil.rmtree(runs)  # as on another machine
+    content = files[0].read_bytes()
+    benchmark.main(words)
+    assert not runs.exists()
+    assert files[0].read_bytes() == content
+    files[0].unlink()
+    benchmark.main([*words, "--report"])
+    assert "1 results; of 2 runs of this command 1 are missing" in capsys.readouterr().out
+
+
+def test_each_result_is_written_when_its_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    process = program(tmp_path, *TINY, "--seeds", "1", "--results", "kept")
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    (path,) = tmp_path.glob("kept/*.json")
+    assert json.loads(path.read_text())["evaluations"][-1][0] == 320
+    assert path.name.endswith("-320-1.json")
+    assert "1 run: 1 method(s), 0 of 57 Atari games" in (tmp_path / "kept" / "evidence.md").read_text()
+
+
 def test_failed_run_is_named_and_the_others_are_tabulated(
     finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +236,8 @@ def test_error_prints_one_line_and_exits_with_code_2(tmp_path: Path) -> None:
         (["--device", "toaster"], "no device 'toaster'"),
         (["--report"], "No run can be scored"),
         (["--dopamine", "dopamine_pong.json"], "no Atari game"),
+        (["--games", "atari-5"], "--envs has no effect without an empty --games"),
+        (["--page", "page.md"], "--page has no effect without --results"),
     ],
 )
 def test_error_messages(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

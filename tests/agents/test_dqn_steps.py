@@ -196,7 +196,7 @@ def test_two_processes_divide_the_environments_the_buffer_and_the_batches(
     assert training.learner.generator is not None
     assert training.learner.generator.initial_seed() == seed ^ 0x5EED
     sizes: list[int] = []
-    monkeypatch.setattr(dqn, "gradient_step", lambda learner, batch: sizes.append(len(batch.action)))
+    monkeypatch.setattr(dqn, "gradient_step", lambda learner, batch, following: sizes.append(len(batch.action)))
     monkeypatch.setattr(training.replay, "update_priorities", lambda error_B: None)
     training.sample_and_update()
     assert sizes == [16]

@@ -101,7 +101,7 @@ def builds_on(name: str) -> Mapping[str, Any]:
 
 
 def test_every_preset_has_a_table_of_references() -> None:
-    assert list(REFERENCES) == [*PAPER_PRESETS, "PQN: paper", "Streaming Q(lambda): paper"]
+    assert list(REFERENCES) == [*PAPER_PRESETS, "PQN: paper", "PQN: lstm", "Streaming Q(lambda): paper"]
 
 
 @pytest.mark.parametrize("name", PAPER_PRESETS)
@@ -129,6 +129,13 @@ def test_table_of_pqn() -> None:
     assert departures(REFERENCES["PQN: paper"]) == list(pqn.DEVIATIONS)
     longer = {**values, "total_steps": 50_000_000, "epsilon_decay_steps": 5_000_000}
     assert pqn.PRESETS["paper-200m"] == longer
+
+
+def test_table_of_pqn_with_an_lstm() -> None:
+    values, section = pqn.PRESETS["lstm"], REFERENCES["PQN: lstm"]
+    config = pqn.Config(**{**values, "preset": "lstm"})
+    assert check(section, config) >= {*values, "td_lambda", "learning_rate"}
+    assert departures(section) == list(pqn.deviations(config))
 
 
 def test_table_of_streaming() -> None:

@@ -67,6 +67,9 @@ class Policy:
     def values(self, obs: np.ndarray) -> torch.Tensor:
         return torch.tensor([[0.0, 1.0]])
 
+    def forget(self) -> None:
+        """Do nothing."""
+
 
 Record = Callable[..., Run]
 

@@ -1,0 +1,192 @@
+"""Test the files of finished runs and the page that is made of them, with statistics computed by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.agents.benchmarking.test_plan import planned
+from zerokara.agents.benchmarking.atari_sets import SETS
+from zerokara.agents.benchmarking.evidence import (
+    BEGIN,
+    END,
+    Result,
+    ResultsFolder,
+    read_result,
+    sections,
+    summary,
+    write_page,
+)
+from zerokara.agents.benchmarking.report import Record
+from zerokara.agents.viewing.curves import Curve
+from zerokara.core.config import UserError
+from zerokara.core.report import write_json
+
+PONG = Result(
+    env="ALE/Pong-v5",
+    preset="fast",
+    settings=(),
+    protocol="nature",
+    total_steps=1_000_000,
+    seed=1,
+    score=14.6,
+    area=0.0,
+    evaluations=((400_000.0, -20.7), (4_000_000.0, 14.6)),
+    hours=0.5,
+    processor="Intel Xeon, AMX",
+    threads=1,
+    precision="bfloat16",
+    at_once=2,
+    load=2.4,
+    git_commit="0123456789abcdef",
+    versions={"torch": "2.0"},
+    created="2026-11-30",
+)
+BOWLING = replace(PONG, env="ALE/Bowling-v5", score=23.1 + 137.6 / 2)  # human-normalized: .5
+# Normalized: Pong 1 and 0, Bowling .5 and 2.
+FOUR = [PONG, replace(PONG, seed=2, score=-20.7), BOWLING, replace(BOWLING, seed=2, score=23.1 + 2 * 137.6)]
+
+
+def rows(results: list[Result], table: int) -> list[list[str]]:
+    return [list(row) for row in sections(results)[table].rows]
+
+
+def test_aggregates_by_hand() -> None:
+    (row,) = rows(FOUR, 0)
+    # median and mean of .5 and 1.25, interquartile mean of 0 .5 1 2, gaps 1 .5 0 0. The mean of two resampled runs of a
+    # game has three values with probabilities 1/4, 1/2, 1/4, so both games are lowest with 1/16.
+    assert row[:3] == ["fast 1,000,000", "2", "4"]
+    assert row[4] == "0.875 [0.25, 1.5]"
+    assert [cell.split()[0] for cell in row[3:7]] == ["0.875", "0.875", "0.75", "0.375"]
+    assert row[7:] == ["-", "-", "2.0"]
+    games = rows(FOUR, 1)
+    assert games[0][:3] == ["ALE/Pong-v5", "fast 1,000,000", "1, 2"]
+    assert games[0][3:] == ["-3.05 [-20.7, 14.6]", "14.6, -20.7", "0.5 [0, 1]"]
+
+
+def test_median_of_57_is_predicted_from_all_five_games_only() -> None:
+    percent = {"BattleZone": (2360.0, 37187.5), "DoubleDunk": (-18.6, -16.4), "NameThisGame": (2292.3, 8049.0)}
+    percent |= {"Phoenix": (761.4, 7242.6), "Qbert": (163.9, 13455.0)}
+    five = [
+        replace(PONG, env=f"ALE/{game}-v5", score=random + 0.99 * (human - random))
+        for game, (random, human) in percent.items()
+    ]
+    assert [result.env for result in five] == [f"ALE/{game}-v5" for game in SETS["atari-5"]]
+    (row,) = rows(five, 0)
+    assert row[7:9] == ["0.842 (error 0.088)", "-"]  # 100^.9653006 = 85.23
+    assert rows(five[1:], 0)[0][7] == "-"
+    low = [replace(result, score=percent[game][0]) for game, result in zip(percent, five, strict=True)]
+    assert rows(low, 0)[0][7] == "0*"
+
+
+def test_methods_and_protocols_are_not_mixed() -> None:
+    others = [
+        replace(PONG, total_steps=10),
+        replace(PONG, settings=("n_step=1",)),
+        replace(PONG, protocol="machado"),
+        replace(PONG, preset="pqn-paper"),
+    ]
+    assert [row[0] for row in rows([PONG, *others], 0)] == [
+        "fast 1,000,000",
+        "fast 1,000,000 (machado)",
+        "fast 10",
+        "fast n_step=1 1,000,000",
+        "pqn-paper 1,000,000",
+    ]
+    assert len({result.file_name for result in [PONG, others[0], others[1], others[3]]}) == 4
+    assert others[1].file_name == "Pong-v5-fast-n_step-1-1000000-1.json"
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "zerokara/Catch-v0"])  # the scale of Catch is that of an expert
+def test_only_atari_games_are_aggregated(env: str) -> None:
+    (row,) = rows([replace(PONG, env=env)], 0)
+    assert row[1:7] == ["0", "1", "-", "-", "-", "-"]
+    (row,) = rows([*FOUR, replace(PONG, env=env)], 0)
+    assert row[1:4] == ["2", "5", "0.875 [0.25, 1.5]"]
+
+
+def test_summary_counts_games_and_seeds() -> None:
+    assert summary([]) == "There is no result yet."
+    text = summary([*FOUR, replace(PONG, seed=3)])
+    assert text.startswith(
+        "5 runs: 1 method(s), 2 of 57 Atari games. 1 of 2 pairs of game and method have fewer than 3"
+    )
+    assert "30 episodes at epsilon .05" in text
+
+
+def record_of(seed: int) -> Record:
+    curve = Curve("", {}, np.array([100.0, 400.0]), np.array([-3.0, 4.0]))
+    content = {
+        "extra": {"compute": {"device": "cpu", "precision": "bfloat16"}},
+        "git_commit": "abc",
+        "versions": {"torch": "2"},
+        "created": "2026-11-30T05:00:00+00:00",
+    }
+    env = "zerokara/Catch-v0"
+    return Record(env, "fast", seed, 4.0, 0.5, 400.0, 0.25, {"frames": curve, "hours": curve}, content)
+
+
+def test_file_of_a_run_is_written_and_read(tmp_path: Path) -> None:
+    runs = planned(seeds=(1, 2), settings=("precision=float32", "n-step=2"))
+    folder = ResultsFolder(tmp_path / "kept", ("precision=float32", "n-step=2"), "nature", 2)
+    assert folder.missing(runs) == runs
+    path = folder.save(runs[0], record_of(1))
+    assert path.name == "Catch-v0-fast-n_step-2-400-1.json"
+    assert folder.missing(runs) == runs[1:]
+    (result,) = folder.read()
+    assert result.settings == ("n_step=2",)
+    assert (result.score, result.area, result.hours, result.at_once, result.precision) == (4, 0.5, 0.25, 2, "bfloat16")
+    assert (result.evaluations, result.created) == (((100, -3), (400, 4)), "2026-11-30")
+    assert result.processor
+    assert path.stat().st_size < 2_000
+
+
+def test_file_of_another_run_is_refused(tmp_path: Path) -> None:
+    runs = planned()
+    ResultsFolder(tmp_path, (), "machado", 1).save(runs[0], record_of(1))
+    with pytest.raises(UserError, match=r"holds the result of another run .*protocol machado.*--results"):
+        ResultsFolder(tmp_path, (), "nature", 1).missing(runs)
+
+
+@pytest.mark.parametrize("change", ["not json", "[1]", {"score": "high"}, {"new": 1}])
+def test_damaged_file_is_named(change: str | dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / PONG.file_name
+    path.write_text(change if isinstance(change, str) else json.dumps({**asdict(PONG), **change}))
+    with pytest.raises(UserError, match=r"Pong-v5-fast-1000000-1\.json"):
+        read_result(path)
+
+
+def test_page_is_replaced_between_its_markers(tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "evidence.md"
+    write_page(page, [])
+    assert page.read_text() == f"# Evidence\n\n{BEGIN}\n\nThere is no result yet.\n\n{END}\n"
+    page.write_text(f"# Title\n\nText.\n\n{BEGIN}\nold\n{END}\n\nEnd.\n")
+    write_page(page, FOUR)
+    text = page.read_text()
+    assert text.startswith(f"# Title\n\nText.\n\n{BEGIN}\n\n4 runs: ")
+    assert text.endswith(f"{END}\n\nEnd.\n")
+    assert "old" not in text
+    for line in ("## Methods", "## Games", "## Runs", "| Intel Xeon, AMX, 1 thread, bfloat16 | 2 at once, load 2.4 |"):
+        assert line in text
+    write_page(page, FOUR)
+    assert page.read_text() == text
+    page.write_text(text + BEGIN)
+    with pytest.raises(UserError, match="once each"):
+        write_page(page, FOUR)
+
+
+def test_results_are_read_in_order(tmp_path: Path) -> None:
+    for result in FOUR:
+        write_json(tmp_path / result.file_name, asdict(result))
+    read = ResultsFolder(tmp_path, (), "nature", 1).read()
+    assert [(result.env, result.seed) for result in read] == [
+        ("ALE/Bowling-v5", 1),
+        ("ALE/Bowling-v5", 2),
+        ("ALE/Pong-v5", 1),
+        ("ALE/Pong-v5", 2),
+    ]
+    assert read[2] == PONG
