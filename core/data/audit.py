@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from zerokara.core.config import abbreviate
+from zerokara.core.config import UserError, abbreviate
 
 EXAMPLES = 5  # items that a message names
+FEW = 10  # images that may always be left out
+MAX_FRACTION = 0.1  # of the images may be left out
 
 
 @dataclass
@@ -36,3 +38,21 @@ class Audit:
             more = f" And {len(self.left_out) - EXAMPLES:,} more." if len(self.left_out) > EXAMPLES else ""
             lines.append(f"{len(self.left_out):,} left out: {' '.join(self.left_out[:EXAMPLES])}{more}")
         return tuple(abbreviate(line) for line in lines)
+
+    def check_left_out(self, first: int, used: int, where: str) -> None:
+        """Check that most of the images could be used.
+
+        Args:
+            first: number of items in `left_out` before the images were read.
+            used: number of images that were read.
+            where: the folder or archive, for the message.
+
+        Raises:
+            UserError: more than a tenth of the images, and more than ten, were left out.
+        """
+        number = len(self.left_out) - first
+        if number > max(FEW, MAX_FRACTION * (used + number)):
+            raise UserError(
+                f"{number:,} of {used + number:,} images in {where} cannot be used, and at most a tenth may be left "
+                f"out: repair or remove them. {' '.join(self.left_out[first : first + EXAMPLES])}"
+            )

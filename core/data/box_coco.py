@@ -10,7 +10,7 @@ from typing import Any
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.box_types import AnnotatedImage, ImageFinder, Listing, Read, invalid, name_some, stated_size
 from zerokara.core.data.coco_ids import spellings, unique_names
-from zerokara.core.data.splits import SPLITS, AnySplit, split_of
+from zerokara.core.data.splits import split_of, split_of_file
 
 KEYS = frozenset({"images", "annotations", "categories"})
 
@@ -52,6 +52,11 @@ def _parse(read: Read, name: str, where: Path) -> Mapping[str, Any] | None:
     return content if isinstance(content, dict) and set(content) >= KEYS else None
 
 
+def _is_image(entry: Any) -> bool:
+    """Return True if an entry of "images" has an id and the name of a file."""
+    return isinstance(entry, dict) and isinstance(entry.get("id"), int | str) and "file_name" in entry
+
+
 def _has_boxes(content: Mapping[str, Any]) -> bool:
     """Return True if there are annotations with boxes, or no annotations."""
     rows = content["annotations"]
@@ -75,17 +80,26 @@ def _read_file(
     names = unique_names((int(each["id"]), str(each["name"])) for each in content["categories"])
     for key, label in names.items():
         order[label] = min(key, order.get(label, key))
-    known = spellings(unique_names((each["id"], str(each["file_name"])) for each in content["images"]))
+    images = [each for each in content["images"] if _is_image(each)]
+    if len(images) < len(content["images"]):
+        first = next(each for each in content["images"] if not _is_image(each))
+        if not images:
+            raise ValueError(f"the image {str(first)[:60]} has no id or no file_name")
+        number = len(content["images"]) - len(images)
+        listing.audit.left_out.append(
+            f"{number:,} images in {name} without id or file_name, such as {str(first)[:60]}."
+        )
+    known = spellings(unique_names((each["id"], str(each["file_name"])) for each in images))
     by_id: dict[Any, AnnotatedImage] = {}
     lost: list[str] = []
-    for each in content["images"]:
+    for each in images:
         file_name = str(each["file_name"])
         picture = finder.by_name(file_name, name)
         if picture is None:
             lost.append(file_name)
             continue
         size = stated_size(each.get("width"), each.get("height"))
-        split = split_of(picture) or split_of(name) or _split_of_file(name)
+        split = split_of(picture) or split_of(name) or split_of_file(name)
         by_id[each["id"]] = AnnotatedImage(picture, f"{name} ({file_name})", size=size, split=split)
     if lost and not by_id:
         raise UserError(
@@ -103,14 +117,18 @@ def _read_file(
 
 def _add_annotation(
     listing: Listing,
-    row: Mapping[str, Any],
+    row: Any,
     by_id: Mapping[Any, AnnotatedImage],
     known: Mapping[Any, Any],
     names: Mapping[int, str],
     name: str,
 ) -> None:
     """Add the box of an annotation, or a description of what is wrong with it."""
-    annotated, label = by_id.get(known.get(row["image_id"])), names.get(int(row["category_id"]))
+    try:
+        annotated, label = by_id.get(known.get(row["image_id"])), names.get(int(row["category_id"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        listing.audit.left_out.append(f"the annotation {str(row)[:60]} in {name}: it has no image_id or category_id.")
+        return
     which = f"annotation {row.get('id', '')} in {name}".replace("  ", " ")
     if annotated is None:
         if row["image_id"] not in known:
@@ -126,9 +144,3 @@ def _add_annotation(
             listing.audit.left_out.append(f"{which}: its bbox is not four numbers.")
             return
         listing.add(annotated, label, (x, y, x + width, y + height))
-
-
-def _split_of_file(name: str) -> AnySplit | None:
-    """Return the split in the name of a file such as instances_val2017.json."""
-    words = name.rpartition("/")[2].lower().partition(".")[0].replace("-", "_").split("_")
-    return next((SPLITS[key] for word in words if (key := word.rstrip("0123456789")) in SPLITS), None)

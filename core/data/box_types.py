@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -47,10 +49,11 @@ class Listing:
     """Annotations that were left out, and further remarks for the user."""
 
     def add(self, annotated: AnnotatedImage, label: str, box: Box) -> None:
-        """Add a box to an image, or a description of it to what is left out if it is empty."""
-        if not (box[2] > box[0] and box[3] > box[1]):  # also false for NaN
-            values = ", ".join(f"{value:g}" for value in box)
-            self.audit.left_out.append(f"{label} ({values}) in {annotated.annotation_file}: the box has no area.")
+        """Add a box to an image, or a description of it to what is left out if it is empty or infinite."""
+        sound = box[2] > box[0] and box[3] > box[1]  # also false for NaN
+        if not sound or not all(map(math.isfinite, box)):
+            values, why = ", ".join(f"{value:g}" for value in box), "is infinite" if sound else "has no area"
+            self.audit.left_out.append(f"{label} ({values}) in {annotated.annotation_file}: the box {why}.")
         else:
             annotated.boxes.append((label, box))
 
@@ -105,6 +108,10 @@ class ImageFinder:
                 return path
         return _choose(self._by_name.get(name.rpartition("/")[2].lower(), ()), annotation)
 
+    def number_of(self, name: str) -> int:
+        """Return the number of images of a file name, in all folders."""
+        return len(self._by_name.get(name.strip().replace("\\", "/").rpartition("/")[2].lower(), ()))
+
     def by_stem(self, annotation: str) -> str | None:
         """Find the image with the name of an annotation file, apart from the suffix; see `by_name`."""
         return _choose(self._by_stem.get(annotation.rpartition("/")[2].rpartition(".")[0].lower(), ()), annotation)
@@ -116,8 +123,9 @@ def _choose(candidates: Sequence[str], annotation: str) -> str | None:
     if len(same) == 1:
         return same[0]
     # The file of one split may name the folder of its images: annotations/instances_train2017.json, train2017/1.jpg.
-    file = annotation.rpartition("/")[2].lower()
-    named = [path for path in candidates if any(part.lower() in file for part in path.split("/")[:-1])]
+    words = set(re.split(r"[^0-9a-z]+", annotation.rpartition("/")[2].lower()))
+    words |= {word.rstrip("0123456789") for word in words}
+    named = [path for path in candidates if words & {part.lower() for part in path.split("/")[:-1]}]
     if len(named) == 1 and not same:
         return named[0]
     compatible = [path for path in candidates if None in (split_of(path), split_of(annotation))]

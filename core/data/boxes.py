@@ -34,6 +34,7 @@ from zerokara.core.data.sources import require_data
 from zerokara.core.data.splits import AnySplit
 from zerokara.core.data.types import Progress
 
+MAX_CUT_PIXELS = 1.5  # of the canvas; boxes that are cut by more are counted
 TEST_FRACTION, VALIDATION_FRACTION = 1 / 5, 1 / 10
 
 
@@ -112,8 +113,10 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
         listing = read_boxes(members, read, path)
         audit.notes += listing.audit.notes
         audit.left_out += listing.audit.left_out
+        left_out_before = len(audit.left_out)
         readable, canvases, scales, boxes = [], [], [], []
         frames: Counter[str] = Counter()
+        cut = 0
         for index, annotated in enumerate(listing.pictures):
             if progress is not None and (index % 64 == 63 or index + 1 == len(listing.pictures)):
                 progress(f"images read from {path}", index + 1, len(listing.pictures))
@@ -124,7 +127,10 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
                 continue
             picture, scale = resize_to(image_HWC, image_side)
             raw_n4 = np.array([box for _, box in annotated.boxes]).reshape(-1, 4)
-            inside_n4 = clip(torch.from_numpy(raw_n4 * unit_4 * scale), *picture.shape[:2])
+            placed_n4 = torch.from_numpy(raw_n4 * unit_4 * scale)
+            inside_n4 = clip(placed_n4, *picture.shape[:2])
+            reaches_out_n = ((placed_n4 - inside_n4).abs() > MAX_CUT_PIXELS).any(1)
+            cut += int((reaches_out_n & (inside_n4[:, 2:] > inside_n4[:, :2]).all(1)).sum())
             boxes.append(inside_n4.float())
             readable.append(annotated)
             canvases.append(picture)
@@ -132,7 +138,10 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
             frames.update([frame] if frame else [])
     if not canvases:
         raise UserError(f"No annotated image in {path} can be used. {audit.left_out[-1]}")
+    audit.check_left_out(left_out_before, len(readable), str(path))
     listing.pictures = readable
+    if cut:
+        audit.notes.append(f"{cut:,} boxes reach beyond their images and are cut at the edges")
     audit.notes += [f"{number:,} images {frame}" for frame, number in frames.items()]
     return _assemble(listing, canvases, scales, boxes, path, audit)
 
@@ -148,23 +157,30 @@ def _read_image(annotated: AnnotatedImage, read: Read, path: Path, audit: Audit)
         UserError: the image cannot be decoded, or has another shape than the annotation states.
     """
     name, content = f"{annotated.picture} in {path}", read(annotated.picture)
-    image_HWC = convert_channels(decode(content, name, audit=audit), grayscale=False)
+    as_shown, as_stored = Audit(), Audit()
+    image_HWC = convert_channels(decode(content, name, audit=as_shown), grayscale=False)
     height, width = image_HWC.shape[:2]
-    if annotated.relative:
-        return image_HWC, np.array([width, height] * 2, float), ""
+    used, unit_4, note = as_shown, np.ones(4), ""
     stated_width, stated_height = annotated.size or (width, height)
-    if (stated_width, stated_height) == (width, height):
-        return image_HWC, np.ones(4), ""
-    if (stated_width, stated_height) == (height, width):
-        raw_HWC = convert_channels(decode(content, name, apply_exif=False), grayscale=False)
-        if raw_HWC.shape[:2] == (width, height):
-            return raw_HWC, np.ones(4), "are not turned by their EXIF orientation, as their boxes are not"
-    if abs(width * stated_height / stated_width - height) <= 1:  # the same shape, up to rounding
-        unit_4 = np.array([width / stated_width, height / stated_height] * 2)
-        return image_HWC, unit_4, "have another size than their annotations state; their boxes are scaled"
-    raise UserError(
-        f"{name} has {width}x{height} pixels, but {annotated.annotation_file} states {stated_width}x{stated_height}."
-    )
+    if annotated.relative:
+        unit_4 = np.array([width, height] * 2, float)
+    elif (stated_width, stated_height) != (width, height):
+        raw_HWC = image_HWC
+        if (stated_width, stated_height) == (height, width):
+            raw_HWC = convert_channels(decode(content, name, apply_exif=False, audit=as_stored), grayscale=False)
+        if raw_HWC.shape[:2] == (stated_height, stated_width):
+            image_HWC, used = raw_HWC, as_stored
+            note = "are not turned by their EXIF orientation, as their boxes are not"
+        elif abs(width * stated_height / stated_width - height) <= 1:  # the same shape, up to rounding
+            unit_4 = np.array([width / stated_width, height / stated_height] * 2)
+            note = "have another size than their annotations state; their boxes are scaled"
+        else:
+            raise UserError(
+                f"{name} has {width}x{height} pixels, but {annotated.annotation_file} states "
+                f"{stated_width}x{stated_height}."
+            )
+    audit.converted.update(used.converted)
+    return image_HWC, unit_4, note
 
 
 def _assemble(
@@ -203,7 +219,7 @@ def _assemble(
         classes=listing.classes,
         source=f"{path.stem} ({listing.format_name} in {path})",
         messages=audit.messages(),
-        splits=splits if any(splits) else (),
+        splits=splits if len(set(splits)) > 1 else (),  # a single folder train/ holds all images
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,14 @@ from zerokara.core.choices import Background
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data import lsun
 from zerokara.core.data.audit import Audit
+from zerokara.core.data.file_reading import read_file, read_member
 from zerokara.core.data.image_files import (
     SUFFIXES,
     UNSUPPORTED_SUFFIXES,
     decode_all,
     is_hidden,
-    read_file,
-    read_member,
 )
-from zerokara.core.data.splits import AnySplit, SplitFolders, find_split_folders
+from zerokara.core.data.splits import AnySplit, SplitFolders, describe_subfolders, find_split_folders
 from zerokara.core.data.stylegan_labels import FILE, LAYOUT, keep_labeled, read_labels
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
@@ -38,6 +38,8 @@ class Listing:
     """Class -> sorted paths of its images."""
     others: list[str] = field(default_factory=list)
     """Paths of files without an image suffix."""
+    subfolders: dict[str, set[str]] = field(default_factory=dict)
+    """Class -> names of the folders with images in its folder."""
 
 
 def load_folders(
@@ -75,6 +77,7 @@ def load_folders(
         labels = read_labels(members, read, str(path))
         listings, layout = _splits(members, path, audit) if labels is None else _labeled(members, labels, path, audit)
         listing = listings[split]
+        audit.notes += describe_subfolders(listing.subfolders)
         names = [name for pictures in listing.classes.values() for name in pictures]
         images_NCHW, kept = decode_all(
             names, read, str(path), image_size, grayscale, progress, background=background, audit=audit
@@ -125,7 +128,11 @@ def opened(path: Path, audit: Audit | None = None) -> Iterator[tuple[list[str], 
             f"{path} is not a valid zip archive ({error_summary(error)}): give a folder or zip of class folders."
         ) from None
     with archive:
-        names = {_with_slashes(name): name for name in archive.namelist()}
+        infos = archive.infolist()
+        if links := {info.filename for info in infos if stat.S_ISLNK(info.external_attr >> 16)}:
+            notes = [] if audit is None else audit.notes
+            notes.append(f"{len(links):,} links in {path} are not followed, such as {min(links)}: archive the files")
+        names = {_with_slashes(info.filename): info.filename for info in infos if info.filename not in links}
         yield sorted(names), lambda name: read_member(archive, names[name])
 
 
@@ -191,8 +198,7 @@ def _split_by_folders(
             f"both must have the same classes; rename or remove it."
         )
     unused = "".join(f" ({name}/ is ignored)" for split, name in folders.names.items() if split not in ("train", test))
-    if outside := [name for name in images if not _split_of(name, folders)]:
-        audit.notes.append(f"{len(outside):,} images outside of these folders are not used, such as {outside[0]}")
+    audit.notes += folders.describe_unused(images)
     return {"train": train, "test": tested}, f"{folders.names['train']}/ and {folders.names[test]}/{unused}"
 
 
@@ -238,10 +244,6 @@ def test_split(folders: SplitFolders) -> AnySplit:
     return "test" if "test" in folders.names else "val"
 
 
-def _split_of(path: str, folders: SplitFolders) -> AnySplit | None:
-    return next((split for split in folders.names if folders.below(path, split)), None)
-
-
 def _list(members: list[str], folders: SplitFolders, split: AnySplit | None, path: Path) -> Listing:
     """List the class folders of a split. Images in their subfolders are included."""
     listing = Listing()
@@ -253,6 +255,7 @@ def _list(members: list[str], folders: SplitFolders, split: AnySplit | None, pat
             pictures = listing.classes.setdefault(parts[0], [])
             if is_image(name):
                 pictures.append(name)
+                listing.subfolders.setdefault(parts[0], set()).update(parts[1:2] if len(parts) > 2 else [])
             elif not name.endswith("/"):
                 listing.others.append(name)
     below = folders.names[split] if split is not None and folders.level == 0 else ""
@@ -261,7 +264,7 @@ def _list(members: list[str], folders: SplitFolders, split: AnySplit | None, pat
         raise UserError(f"There are no class folders with images in {where}: expected {where}/<class>/<image>.png.")
     if empty := [name for name, pictures in listing.classes.items() if not pictures]:
         raise UserError(f"The class folder {empty[0]!r} in {where} has no images: add images, or remove it.")
-    return Listing({name: sorted(listing.classes[name]) for name in sorted(listing.classes)}, listing.others)
+    return replace(listing, classes={name: sorted(listing.classes[name]) for name in sorted(listing.classes)})
 
 
 def _every_tenth(listing: Listing, split: Split, path: Path) -> Listing:
@@ -271,7 +274,9 @@ def _every_tenth(listing: Listing, split: Split, path: Path) -> Listing:
             f"The class folder {alone[0]!r} in {path} has a single image: at least 2 are needed, one for "
             f"training and one for testing; add images, or sort them into train/ and test/."
         )
-    return Listing({name: _select_split(pictures, split) for name, pictures in listing.classes.items()}, listing.others)
+    return replace(
+        listing, classes={name: _select_split(pictures, split) for name, pictures in listing.classes.items()}
+    )
 
 
 def _select_split(names: list[str], split: Split) -> list[str]:

@@ -5,9 +5,9 @@ Shapes: N images, H, W pixels, C channels (1 grayscale, 3 RGB).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from zerokara.core.choices import Background
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.audit import Audit
+from zerokara.core.data.file_reading import read_file
 from zerokara.core.data.label_colors import LabelColors, to_class_numbers
 from zerokara.core.data.types import ImageSet, Progress, image_set
 from zerokara.core.file_start import describe_start
@@ -29,8 +30,8 @@ LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif"})
 SUFFIXES = LOSSY_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 UNSUPPORTED_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw"})
 """Suffixes of images that cannot be read here; files with them are named, not only counted."""
-DEFLATE64 = 9  # compression method in zip archives
-MAX_BYTES = 256 * 2**20  # maximum size of an image file
+ORIENTATION, TURNED = 0x0112, range(2, 9)  # tag of EXIF, and its values that turn or mirror an image
+MAX_OF_12_BITS = 2**12 - 1
 LIGHT = 224  # of 255: an image whose visible parts are lighter than this on average is placed on black
 CONVERTED_MODES = {
     "1": "of 1 bit",
@@ -72,11 +73,12 @@ def decode_all(
         The images, and the indices of their names.
 
     Raises:
-        UserError: no image can be decoded, images have different sizes and `image_size` is None, or the images do not
-            fit in memory.
+        UserError: no image or less than nine tenths can be decoded, images have different sizes and `image_size` is
+            None, or the images do not fit in memory.
     """
     images_NCHW: np.ndarray | None = None
     kept: list[int] = []
+    left_out_before = 0 if audit is None else len(audit.left_out)
     for index, name in enumerate(names):
         if progress is not None and (index % 256 == 255 or index + 1 == len(names)):
             progress(f"images read from {where}", index + 1, len(names))
@@ -106,6 +108,8 @@ def decode_all(
     if images_NCHW is None:
         reason = audit.left_out[-1] if audit is not None and audit.left_out else "it is empty."
         raise UserError(f"There are no readable images in {where}: {reason}")
+    if audit is not None:
+        audit.check_left_out(left_out_before, len(kept), where)
     return images_NCHW[: len(kept)], kept
 
 
@@ -120,55 +124,9 @@ def read_image(path: Path, *, background: Background = "auto") -> np.ndarray:
     """Read and decode an image file; see `decode`.
 
     Raises:
-        UserError: the file does not exist, is larger than `MAX_BYTES`, or cannot be decoded.
+        UserError: the file does not exist, is too large, or cannot be decoded.
     """
     return decode(read_file(path), str(path), background=background)
-
-
-def read_file(path: Path) -> bytes:
-    """Read an image file.
-
-    Raises:
-        UserError: the file cannot be read or is larger than `MAX_BYTES`.
-    """
-    try:
-        _check_file_size(str(path), path.stat().st_size)
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error_summary(error)}): give an image file that exists and is readable."
-        ) from None
-
-
-def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read an image file from a zip archive.
-
-    Raises:
-        UserError: the file cannot be unpacked or is larger than `MAX_BYTES`.
-    """
-    where = f"{name} in {archive.filename}"
-    _check_file_size(where, archive.getinfo(name).file_size)
-    try:
-        return archive.read(name)
-    except (NotImplementedError, RuntimeError) as error:  # another method, such as the Explorer's Deflate64; a password
-        number = archive.getinfo(name).compress_type
-        method = "Deflate64" if number == DEFLATE64 else f"method {number}"
-        raise UserError(
-            f"{where} cannot be unpacked ({error_summary(error)}; packed by {method}): unpack the archive with the "
-            f"program that wrote it, and give the folder."
-        ) from None
-    except Exception as error:  # noqa: BLE001  (zlib, zipfile and codecs raise many types for damaged archives)
-        raise UserError(
-            f"{where} cannot be unpacked ({error_summary(error)}): replace the archive with an undamaged copy."
-        ) from None
-
-
-def _check_file_size(name: str, size: int) -> None:
-    if size > MAX_BYTES:
-        raise UserError(
-            f"{name} has {size / 2**20:,.0f} MiB, and images may have {MAX_BYTES / 2**20:,.0f}: make it smaller, or "
-            f"remove it."
-        )
 
 
 def decode(
@@ -194,7 +152,7 @@ def decode(
         UserError: the file is empty, truncated, damaged or not an image, or it has more than 89 million pixels or
             32-bit pixels.
     """
-    picture = _opened(data, name, apply_exif=apply_exif)
+    picture = _opened(data, name, apply_exif=apply_exif, audit=audit)
     conversion = CONVERTED_MODES.get(picture.mode)
     # Pillow reads PGM files of 16 bits as 32-bit integers from 0 to 65535.
     is_pgm = picture.mode == "I" and data[:2] in (b"P2", b"P5")
@@ -205,10 +163,14 @@ def decode(
     if picture.mode in {"LA", "La", "RGBA", "RGBa", "PA"} or may_have_transparency:
         picture, ground = _on_background(picture, background)
         conversion = f"with transparency, placed on {ground}" if ground else conversion
+    if picture.mode.startswith("I"):
+        wide_HW = np.asarray(picture)
+        if wide_HW.max() <= MAX_OF_12_BITS:
+            conversion = f"of 16 bits without values above {MAX_OF_12_BITS:,}, which become at most 15 of 255"
     if audit is not None and conversion:
         audit.converted[conversion] += 1
     if picture.mode.startswith("I"):
-        return (np.asarray(picture).astype(np.uint32) * 255 // 65535).astype(np.uint8)[..., None]
+        return (wide_HW.astype(np.uint32) * 255 // 65535).astype(np.uint8)[..., None]
     if picture.mode != "L":
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     image = np.asarray(picture)
@@ -252,13 +214,16 @@ def decode_mask(data: bytes, name: str, colors: LabelColors = ()) -> np.ndarray:
         UserError: see `decode`; or the mask has a number above 255, or colors without a palette or without a class.
     """
     picture = _opened(data, name)
-    if picture.mode in {"I", "I;16", "I;16B", "I;16L"}:
-        wide = np.asarray(picture)
-        if wide.min() < 0 or wide.max() > 255:
+    if picture.mode in {"F", "I", "I;16", "I;16B", "I;16L"}:
+        wide_HW = np.asarray(picture)
+        if wrong := [value for value in (wide_HW.min(), wide_HW.max()) if not 0 <= value <= 255]:  # also NaN
             raise UserError(
-                f"{name} has pixels of class {wide.max()}: class numbers must be 0 to 255; renumber the classes."
+                f"{name} has pixels of class {wrong[-1]}: class numbers must be 0 to 255; renumber the classes."
             )
-        return wide.astype(np.uint8)
+        numbers_HW = wide_HW.astype(np.uint8)
+        if len(fractions := wide_HW[wide_HW != numbers_HW]):
+            raise UserError(f"{name} has a pixel of class {fractions[0]:g}: class numbers must be whole numbers.")
+        return numbers_HW
     if picture.mode in {"L", "1"} or (picture.mode == "P" and not colors):
         return np.array(picture, np.uint8)
     colors_HWC = np.asarray(picture.convert("RGB"))
@@ -333,11 +298,18 @@ def convert_image_set(images: ImageSet, image_size: int | tuple[int, int] | None
     return image_set(images_NCHW, images.labels.numpy(), images.classes, images.source, images.messages)
 
 
-def _opened(data: bytes, name: str, *, apply_exif: bool = True) -> Image.Image:
-    """Open and load an image."""
+def _opened(data: bytes, name: str, *, apply_exif: bool = True, audit: Audit | None = None) -> Image.Image:
+    """Open and load an image. The audit counts animations, and images that are turned."""
     with _reading(data, name) as opened:
         opened.load()
-        return ImageOps.exif_transpose(opened) if apply_exif else opened.copy()
+        picture = ImageOps.exif_transpose(opened) if apply_exif else opened.copy()
+        if audit is not None and apply_exif and opened.getexif().get(ORIENTATION, 1) in TURNED:
+            audit.converted["turned as their EXIF orientation says"] += 1
+        if audit is not None:
+            with contextlib.suppress(Exception):  # the first image may be sound, and the others not
+                if getattr(opened, "is_animated", False):
+                    audit.converted["with several images, of which the first is used"] += 1
+        return picture
 
 
 @contextmanager

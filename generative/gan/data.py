@@ -34,7 +34,7 @@ from zerokara.core.data.image_files import (
     read_size,
     resize_and_crop,
 )
-from zerokara.core.data.splits import AnySplit, find_split_folders
+from zerokara.core.data.splits import AnySplit, describe_subfolders, find_split_folders
 from zerokara.core.data.stylegan_labels import FILE, LAYOUT, keep_labeled, read_labels
 from zerokara.core.data.types import image_set
 from zerokara.core.programs import program_command
@@ -228,6 +228,7 @@ def _audited(
     labels: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
     with _opened(path, split, audit, progress) as (members, layout):
+        left_out_before = len(audit.left_out)
         for index, (name, label, read) in enumerate(members):
             if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
                 progress(f"images read from {path}", index + 1, len(members))
@@ -256,6 +257,7 @@ def _audited(
     if not decoded:
         reason = f": {audit.left_out[0]}" if audit.left_out else "."
         raise UserError(f"There are no readable images in {path}{reason}")
+    audit.check_left_out(left_out_before, len(decoded), str(path))
     if len(sizes) > 1:
         (height, width), _ = sizes.most_common(1)[0]
         raise MixedSizes(
@@ -327,25 +329,32 @@ def _opened(path: Path, split: Split, audit: Audit, progress: Progress | None) -
         count_others([name for name in others if name.rpartition("/")[2] not in known], audit)
         if labels:  # of StyleGAN's dataset tool, whose folders are not classes
             images = keep_labeled(images, labels, audit)
-        chosen = _split(images, split, path)
+        chosen = _split(images, split, path, audit)
         if labels is not None:
             chosen = [(name, labels.get(name, "all")) for name, _ in chosen]
         layout = f"images with {LAYOUT}" if labels else "images"
         yield [(name, label, partial(read, name)) for name, label in chosen], layout
 
 
-def _split(images: list[str], split: Split, path: Path) -> list[tuple[str, str]]:
+def _split(images: list[str], split: Split, path: Path, audit: Audit) -> list[tuple[str, str]]:
     """Return the images of a split and their classes.
 
     The class is the first folder of an image, apart from the folders of the splits (see `core.data.splits`); "all"
     without such a folder. Without folders of the splits, every tenth image is a test image.
     """
     folders = find_split_folders(images, str(path))
-    if folders.level is None:
-        chosen = [name for index, name in enumerate(images) if (index % TEST_EVERY == 0) == (split == "test")]
-        return [(name, _class(folders.below(name, None))) for name in chosen]
-    part: AnySplit = "train" if split == "train" else test_split(folders)
-    return [(name, _class(parts)) for name in images if (parts := folders.below(name, part))]
+    part: AnySplit | None = None
+    if folders.level is not None:
+        part = "train" if split == "train" else test_split(folders)
+        audit.notes += folders.describe_unused(images)
+    below = [(name, parts) for name in images if (parts := folders.below(name, part))]
+    subfolders: dict[str, set[str]] = {}
+    for _, parts in below:
+        subfolders.setdefault(_class(parts), set()).update(parts[1:2] if len(parts) > 2 else [])
+    audit.notes += describe_subfolders(subfolders)
+    if part is None:
+        below = [each for index, each in enumerate(below) if (index % TEST_EVERY == 0) == (split == "test")]
+    return [(name, _class(parts)) for name, parts in below]
 
 
 def _class(parts: list[str]) -> str:

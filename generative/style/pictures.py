@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.data.image_files import convert_channels, decode, read_file
+from zerokara.core.data.file_reading import read_file
+from zerokara.core.data.image_files import convert_channels, decode
 from zerokara.core.media import to_uint8
 from zerokara.core.programs import program_command
 from zerokara.generative.style.config import Config

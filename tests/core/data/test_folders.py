@@ -193,7 +193,10 @@ def test_links_into_the_tree_are_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("train", "test"),
-    [("train", "valid"), ("Train", "Test"), ("training", "validation"), ("TRAIN", "testing"), ("train", "VAL")],
+    [
+        *(("train", "valid"), ("Train", "Test"), ("training", "validation"), ("TRAIN", "testing"), ("train", "VAL")),
+        *(("training_set", "test_set"), ("train2017", "val2017"), ("Train-Images", "dev"), ("trainset", "testset")),
+    ],
 )
 @pytest.mark.parametrize("layout", ["{split}/{label}/{name}", "set/{split}/{label}/{name}", "{label}/{split}/{name}"])
 def test_folders_of_splits_are_not_classes(tmp_path: Path, train: str, test: str, layout: str) -> None:
@@ -208,6 +211,41 @@ def test_folders_of_splits_are_not_classes(tmp_path: Path, train: str, test: str
     )
 
 
+def test_folders_of_splits_inside_of_themselves(tmp_path: Path) -> None:
+    files: dict[str, bytes | int] = {
+        f"{s}/{s}/{c}/{k}.png": k for s in ("seg_train", "seg_test") for c in "ab" for k in (1, 2)
+    }
+    path = write_files(tmp_path / "set", {**files, "seg_pred/1.png": 9})
+    assert train_and_test(path) == ([("a", 1), ("a", 2), ("b", 1), ("b", 2)],) * 2
+    files = {f"{s}/{c}/{k}.png": k for s in ("train", "test") for c in ("car", "train") for k in (1, 2)}
+    assert load(str(write_files(tmp_path / "other", files)), "train").classes == ("car", "train")
+
+
+def test_equal_folders_in_all_classes_are_mentioned(tmp_path: Path) -> None:
+    files: dict[str, bytes | int] = {f"{year}/{c}/{k}.png": k for year in (2019, 2020) for c in "ab" for k in (1, 2)}
+    images = load(str(write_files(tmp_path / "set", files)), "train")
+    assert images.classes == ("2019", "2020")
+    assert any("each class (2019, 2020) has the same folders (a, b)" in line for line in images.messages)
+    files = {f"{folder}/{c}/{k}.png": k for folder in ("raw/train", "raw/test", "more") for c in "ab" for k in (1, 2)}
+    images = load(str(write_files(tmp_path / "raw", files)), "train")
+    assert images.classes == ("more", "raw")
+    assert any("the folders test, train in raw/ are not used as splits" in line for line in images.messages)
+    images = load(str(write_files(tmp_path / "set", {"2019/c/1.png": 1})), "train")
+    assert not any("same folders" in line for line in images.messages)
+
+
+def test_links_in_a_zip_are_named(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "set", {f"{c}/{k}.png": k for c in "ab" for k in (1, 2)}, zipped=True)
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("a/3.png", "c"):
+            link = zipfile.ZipInfo(name)
+            link.external_attr = 0o120777 << 16
+            archive.writestr(link, "a/1.png")
+    images = load(str(path), "train")
+    assert gray_levels(images) == [("a", 2), ("b", 2)]
+    assert any("2 links in" in line and "such as a/3.png" in line for line in images.messages)
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     path = write_files(tmp_path / "set", {f"{label}/{k}.png": k for label in ("car", "train") for k in range(3)})
     assert load(str(path), "train").classes == ("car", "train")
@@ -217,7 +255,7 @@ def test_images_outside_of_the_folders_of_the_splits_are_mentioned(tmp_path: Pat
     path = write_files(tmp_path / "set", {**SPLIT, "extra/c/1.png": 1})
     train = load(str(path), "train")
     assert train.classes == ("a", "b")
-    assert "1 images outside of these folders are not used, such as extra/c/1.png" in train.messages
+    assert "1 images outside of train/, val/ are not used, such as extra/c/1.png" in train.messages
 
 
 def test_a_damaged_image_is_left_out_and_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -17,8 +18,9 @@ import torch
 from PIL import Image
 
 from zerokara.core.config import UserError
-from zerokara.core.data import image_files
+from zerokara.core.data import file_reading
 from zerokara.core.data.audit import Audit
+from zerokara.core.data.file_reading import read_member
 from zerokara.core.data.image_files import (
     convert_channels,
     convert_image_set,
@@ -26,7 +28,6 @@ from zerokara.core.data.image_files import (
     decode_all,
     list_image_files,
     read_image,
-    read_member,
     resize,
     resize_and_crop,
 )
@@ -130,6 +131,49 @@ def test_first_frame_of_an_animation() -> None:
     first, second = Image.new("L", (2, 1), 7), Image.new("L", (2, 1), 9)
     frames = encode(first, "GIF", save_all=True, append_images=[second])
     assert decode(frames, "a.png")[0, 0].tolist() in ([7], [7, 7, 7])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO", "AVIF"])
+def test_further_images_in_a_file_are_counted(kind: str) -> None:
+    first, second = Image.fromarray(COLORS), Image.fromarray(COLORS[::-1].copy())
+    for more, number in (([second], 1), ([], 0)):
+        audit = Audit()
+        decode(encode(first, kind, save_all=True, append_images=more), "a", audit=audit)
+        assert audit.converted["with several images, of which the first is used"] == number
+
+
+def test_turned_and_dark_images_are_counted() -> None:
+    exif, audit = Image.Exif(), Audit()
+    for orientation in (1, 3, 6):
+        exif[0x0112] = orientation
+        decode(encode(Image.fromarray(COLORS), exif=exif), "a", audit=audit)
+    decode(encode(Image.fromarray(np.full((2, 2), 4095, np.uint16))), "a", audit=audit)
+    decode(encode(Image.fromarray(np.full((2, 2), 4096, np.uint16))), "a", audit=audit)
+    assert audit.converted == {
+        "of 16 bits without values above 4,095, which become at most 15 of 255": 1,
+        "of 16 bits, reduced to 8": 1,
+        "turned as their EXIF orientation says": 2,
+    }
+
+
+def test_a_file_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(UserError, match="is not a regular file"):
+            read_image(tmp_path / name)
+
+
+def test_many_damaged_images_are_refused() -> None:
+    files = {f"{index}": b"" if index < 11 else FILES["a"] for index in range(111)}
+    audit = Audit()
+    audit.left_out.append("another reader's item")
+    assert len(decode_all(list(files), files.__getitem__, "set", None, None, None, audit=audit)[1]) == 100
+    del files["110"], files["109"]
+    with pytest.raises(UserError, match=r"11 of 109 images in set cannot be used, and at most a tenth .* 0 in set is"):
+        decode_all(list(files), files.__getitem__, "set", None, None, None, audit=Audit())
+    del files["0"]
+    assert len(decode_all(list(files)[:15], files.__getitem__, "set", None, None, None, audit=Audit())[1]) == 5
 
 
 def bomb() -> bytes:
@@ -265,7 +309,7 @@ def test_image_files_are_read_from_folders_and_archives(tmp_path: Path, monkeypa
         assert read_member(archive, "a.png") == path.read_bytes()
         with pytest.raises(UserError, match=r"none\.png cannot be read .*give an image file that exists"):
             read_image(tmp_path / "none.png")
-        monkeypatch.setattr(image_files, "MAX_BYTES", 8)
+        monkeypatch.setattr(file_reading, "MAX_BYTES", 8)
         with pytest.raises(UserError, match=r"a\.png has 0 MiB"):
             read_image(path)
         with pytest.raises(UserError, match=r"a\.png in .*a\.zip has 0 MiB"):
