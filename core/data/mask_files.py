@@ -10,7 +10,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data.image_files import LOSSY_SUFFIXES, SUFFIXES, is_hidden
 from zerokara.core.data.label_colors import FILE as LABEL_COLORS
 from zerokara.core.data.label_colors import LabelColors, read_label_colors
-from zerokara.core.data.splits import SPLITS, AnySplit, split_of
+from zerokara.core.data.splits import SPLITS, AnySplit, named_split, split_of
 
 IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 OBJECTS = "segmentationobject"  # folder of PASCAL VOC with masks of single objects, which are no classes
@@ -86,32 +86,41 @@ def list_pairs(
     """
     members = [name for name in members if not is_hidden(name)]
     tables = [name for name in members if name.rpartition("/")[2] == NAMES]
-    classes = tuple(line.strip() for line in _text(read(tables[0])).splitlines() if line.strip()) if tables else ()
+    classes = _read_classes(read(tables[0]), f"{tables[0]} in {where}") if tables else ()
     masks_named, read_mask, masks_where = masks or (members, read, where)
     masks_named = [name for name in masks_named if not is_hidden(name)]
     colors = _label_colors(masks_named, read_mask, masks_where)
     if colors:
         classes = tuple(name for name, _ in colors)
-    elif masks is None and (lists := [name for name in members if name.endswith("/" + VOC_LIST.format("train"))]):
+    elif masks is None and (lists := [name for name in members if f"/{name}".endswith("/" + VOC_LIST.format("train"))]):
         root = lists[0].removesuffix(VOC_LIST.format("train"))
-        found = _voc(members, read, where, root)
-        return Listing("PASCAL VOC", _divide(found, where), classes or VOC, 255)
+        found, lacking = _voc(members, read, where, root)
+        return Listing("PASCAL VOC", _divide(found, where), classes or VOC, 255, lacking)
     of_camvid = masks is None and any(part.endswith(ANNOT) for name in members for part in name.split("/")[:-1])
-    keyed = {_key(name, is_mask=True): name for name in masks_named if _is_mask(name, alone=masks is not None)}
+    left_out: list[str] = []
+    keyed = _by_key([name for name in masks_named if _is_mask(name, alone=masks is not None)], left_out, is_mask=True)
     folders = {key[:-1] for key in keyed}
-    images = {
-        _key(name, is_mask=False): name
-        for name in members
-        if _suffix(name) in SUFFIXES and not (masks is None and _is_mask(name, alone=False))
-    }
-    images = {key: name for key, name in images.items() if key[:-1] in folders}
+    pictures = [name for name in members if _suffix(name) in SUFFIXES and not (masks is None and _in_mask_folder(name))]
+    images = _by_key([name for name in pictures if _key(name, is_mask=False)[:-1] in folders], left_out, is_mask=False)
+    left_out += [
+        f"{name} in {where} is in a folder without masks."
+        for name in pictures
+        if _key(name, is_mask=False)[:-1] not in folders
+    ]
+    lossy = [n for n in masks_named if _suffix(n) in LOSSY_SUFFIXES and (masks is not None or _in_mask_folder(n))]
+    if lossy:
+        left_out.insert(
+            0,
+            f"{len(lossy):,} masks in {masks_where} in a format whose compression changes class numbers, such as "
+            f"{lossy[0]}, are not read: save masks as PNG.",
+        )
     if not images:
         raise UserError(
             f"There are no images with masks in {where}: expected train/<name>.jpg with trainannot/<name>.png, "
             f"images/<name>.jpg with masks/<name>.png, PASCAL VOC's folders, or a folder of masks with --masks."
+            + "".join(f" {line}" for line in left_out[: len(lossy[:1])])
         )
     by_split: dict[str, list[Pair]] = {}
-    left_out: list[str] = []
     listed = _listed_splits(masks_named, read_mask) if colors else {}
     for key, name in images.items():
         *folder, stem = key
@@ -119,7 +128,7 @@ def list_pairs(
         if mask is None:
             left_out.append(f"{name} in {where} has no mask: add {stem}.png to the other masks in {masks_where}.")
             continue
-        split = listed.get("/".join(key)) or split_of(name) or ""
+        split = listed.get(key) or split_of(name) or ""
         by_split.setdefault(split, []).append(Pair(name, mask))
     if not by_split:
         raise UserError(left_out[0])
@@ -131,21 +140,46 @@ def list_pairs(
     return Listing(layout, _divide(by_split, where), class_names, unlabeled, tuple(left_out), colors)
 
 
-def _voc(members: Iterable[str], read: Callable[[str], bytes], where: str, root: str) -> dict[str, list[Pair]]:
-    """List the pairs of PASCAL VOC's lists by split. A test list without masks, as in the challenge, is ignored."""
+def _read_classes(content: bytes, where: str) -> tuple[str, ...]:
+    """Return the lines of a list of classes.
+
+    Raises:
+        UserError: it is not in UTF-8, or has a class twice.
+    """
+    try:
+        names = [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UserError(f"{where} is not in UTF-8: save it in this encoding.") from None
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{where} has the class {twice[0]!r} twice: give each class a name of its own.")
+    return tuple(names)
+
+
+def _voc(
+    members: Iterable[str], read: Callable[[str], bytes], where: str, root: str
+) -> tuple[dict[str, list[Pair]], tuple[str, ...]]:
+    """List the pairs of PASCAL VOC's lists by split, and one sentence for each that lacks a file.
+
+    A test list without masks, as in the challenge, is ignored.
+
+    Raises:
+        UserError: a list has no pair whose files exist.
+    """
     there = set(members)
     by_split: dict[str, list[Pair]] = {}
+    left_out: list[str] = []
     for split in ("train", "val", "test"):
         table = root + VOC_LIST.format(split)
         names = _text(read(table)).split() if table in there else []
         pairs = [Pair(f"{root}JPEGImages/{name}.jpg", f"{root}SegmentationClass/{name}.png") for name in names]
         if split == "test" and not any(pair.mask in there for pair in pairs):
             continue
-        for kind, path in ((kind, path) for pair in pairs for kind, path in zip(Pair._fields, pair, strict=True)):
-            if path not in there:
-                raise UserError(f"{where} lacks the {kind} {path}, which {table} lists: add it, or remove its line.")
-        by_split[split] = pairs
-    return by_split
+        lacking = {pair: path for pair in pairs for path in reversed(pair) if path not in there}
+        by_split[split] = [pair for pair in pairs if pair not in lacking]
+        left_out += [f"{where} lacks {path}, which {table} lists." for path in lacking.values()]
+        if pairs and not by_split[split]:
+            raise UserError(f"{left_out[-1][:-1]}: add it and the others, or correct the list.")
+    return by_split, tuple(left_out)
 
 
 def _label_colors(members: Iterable[str], read: Callable[[str], bytes], where: str) -> LabelColors:
@@ -163,15 +197,16 @@ def _label_colors(members: Iterable[str], read: Callable[[str], bytes], where: s
     return found.pop() if found else ()
 
 
-def _listed_splits(members: Iterable[str], read: Callable[[str], bytes]) -> dict[str, AnySplit]:
-    """Return the split of each image that a list of CVAT names, by its path without the folder of images."""
-    splits: dict[str, AnySplit] = {}
+def _listed_splits(members: Iterable[str], read: Callable[[str], bytes]) -> dict[tuple[str, ...], AnySplit]:
+    """Return the split of each image that a list of CVAT names, by its key."""
+    splits: dict[tuple[str, ...], AnySplit] = {}
     for table in members:
         folder, _, file = f"/{table}".rpartition("/")
         if not folder.endswith("/" + LISTS) or (split := SPLITS.get(file.removesuffix(".txt").lower())) is None:
             continue
         root = folder[1:].removesuffix(LISTS)
-        splits |= {f"{root}{line.strip()}": split for line in _text(read(table)).splitlines() if line.strip()}
+        names = [f"{root}{line.strip()}." for line in _text(read(table)).splitlines() if line.strip()]
+        splits |= {_key(name, is_mask=False): split for name in names}
     return splits
 
 
@@ -203,20 +238,35 @@ def _every_tenth(pairs: list[Pair], where: str) -> tuple[list[Pair], list[Pair]]
 
 def _is_mask(name: str, *, alone: bool) -> bool:
     """Return True if a path is a mask. With `alone`, masks are in a separate folder, and all image files are masks."""
-    folders = name.split("/")[:-1]
-    in_mask_folder = any(part.lower() in MASKS or (part.endswith(ANNOT) and part != ANNOT) for part in folders)
-    of_objects = any(part.lower() == OBJECTS for part in folders)
-    return _suffix(name) in MASK_SUFFIXES and (alone or in_mask_folder) and not of_objects
+    of_objects = any(part.lower() == OBJECTS for part in name.split("/")[:-1])
+    return _suffix(name) in MASK_SUFFIXES and (alone or _in_mask_folder(name)) and not of_objects
+
+
+def _in_mask_folder(name: str) -> bool:
+    """Return True if a folder of a path is named after masks."""
+    return any(
+        part.lower() in MASKS | {OBJECTS} or (part.endswith(ANNOT) and part != ANNOT) for part in name.split("/")[:-1]
+    )
 
 
 def _key(name: str, *, is_mask: bool) -> tuple[str, ...]:
-    """Return folders and stem, which are equal for an image and its mask."""
+    """Return folders and stem, which are equal for an image and its mask. Names of one split are equal, too."""
     *folders, file = name.split("/")
     if is_mask:
         kept = [part.removesuffix(ANNOT) if part != ANNOT else part for part in folders if part.lower() not in MASKS]
     else:
         kept = [part for part in folders if part.lower() not in IMAGES]
-    return (*kept, file.rpartition(".")[0])
+    return (*(named_split(part) or part for part in kept), file.rpartition(".")[0])
+
+
+def _by_key(names: Sequence[str], left_out: list[str], *, is_mask: bool) -> dict[tuple[str, ...], str]:
+    """Return images or masks by their keys. Of several with one key, as of a.jpg and a.png, the first is used."""
+    keyed: dict[tuple[str, ...], str] = {}
+    for name in names:
+        keyed.setdefault(_key(name, is_mask=is_mask), name)
+    firsts = {name: keyed[_key(name, is_mask=is_mask)] for name in names}
+    left_out += [f"{name} has the name of {first}, which is used." for name, first in firsts.items() if name != first]
+    return keyed
 
 
 def _suffix(name: str) -> str:

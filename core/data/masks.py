@@ -258,14 +258,20 @@ def _read_all(
     """
     images_NCHW = masks_NHW = None
     kept: list[Pair] = []
+    left_out_before, not_turned = len(audit.left_out), 0
     counts, first = np.zeros(256, np.int64), dict[int, str]()
     for index, pair in enumerate(pairs):
         if progress is not None and (index % 64 == 63 or index + 1 == len(pairs)):
             progress(f"images with masks read from {where[0]}", index + 1, len(pairs))
         name = f"{pair.mask} in {where[1]}"
         try:
-            image_HWC = decode(read(pair.image), f"{pair.image} in {where[0]}", audit=audit)
+            content, trial = read(pair.image), Audit()
+            image_HWC = decode(content, f"{pair.image} in {where[0]}", audit=trial)
             mask_HW = decode_mask(read_mask(pair.mask), name, colors)
+            if mask_HW.shape == image_HWC.shape[1::-1] != image_HWC.shape[:2]:  # drawn on the image as it is stored
+                raw_HWC = decode(content, pair.image, apply_exif=False, audit=(raw := Audit()))
+                if raw_HWC.shape[:2] == mask_HW.shape:
+                    image_HWC, trial, not_turned = raw_HWC, raw, not_turned + 1
             if mask_HW.shape != image_HWC.shape[:2]:
                 raise UserError(
                     f"{name} has {_size(mask_HW)} pixels, but its image {pair.image} has {_size(image_HWC)}: "
@@ -274,6 +280,7 @@ def _read_all(
         except UserError as error:
             audit.left_out.append(str(error))
             continue
+        audit.converted.update(trial.converted)
         in_mask = np.bincount(mask_HW.ravel(), minlength=256)
         counts += in_mask
         first = dict.fromkeys(np.flatnonzero(in_mask).tolist(), name) | first
@@ -293,6 +300,9 @@ def _read_all(
         kept.append(pair)
     if images_NCHW is None or masks_NHW is None:
         raise UserError(f"No image with its mask in {where[0]} can be used. {audit.left_out[-1]}")
+    audit.check_left_out(left_out_before, len(kept), where[0])
+    if not_turned:
+        audit.notes.append(f"{not_turned:,} images are not turned by their EXIF orientation, as their masks are not")
     return _ReadPairs(kept, images_NCHW[: len(kept)], masks_NHW[: len(kept)], counts, first)
 
 

@@ -102,9 +102,16 @@ def test_voc_lists(tmp_path: Path) -> None:
     assert train.masks[0, 0].tolist() == [0, 1, 15, 20, UNLABELED, UNLABELED], "palette indices, not colors"
     # The test masks are not published, so val becomes the test split, and val is held out of train.
     assert [load_masks(str(path), split).names for split in ("train", "val", "test")] == [("y",), ("x",), ("z",)]
-    write_files(path, {f"{lists}/train.txt": b"x\nw\n"})
-    with pytest.raises(UserError, match=r"lacks the image .*JPEGImages/w\.jpg, which .*train\.txt lists"):
+    write_files(path, {f"{lists}/train.txt": b"x\nw\ny\n"})
+    train = load_masks(str(path), "train")
+    assert train.names == ("y",)
+    assert re.search(r"1 left out: .* lacks .*JPEGImages/w\.jpg, which .*train\.txt lists", train.messages[-1])
+    write_files(path, {f"{lists}/train.txt": b"w\n"})
+    with pytest.raises(UserError, match=r"lacks .*JPEGImages/w\.jpg, which .*train\.txt lists: add it"):
         load_masks(str(path), "train")
+    inner = path / "VOCdevkit" / "VOC2012"
+    (inner / "ImageSets/Segmentation/train.txt").write_text("x\ny\n")
+    assert load_masks(str(inner), "test").names == ("z",), "the folder itself is given"
 
 
 @pytest.mark.parametrize(
