@@ -19,17 +19,21 @@ def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: P
     An object with several boxes, as some tools write it, is one object for each box. The name of an XML file takes
     precedence over the name inside, which is outdated in many sets.
 
+    A damaged file is left out, and so is its image.
+
     Raises:
-        UserError: an XML file is damaged, or all files annotate images that do not exist.
+        UserError: all XML files are damaged, or annotate images that do not exist.
     """
     finder, listing = ImageFinder(pictures), Listing("PASCAL VOC XML", [], ())
+    damaged: list[UserError] = []
     lost: list[str] = []
     several: list[str] = []
     for name in (name for name in files if name.lower().endswith(".xml")):
         try:
-            root = ET.fromstring(read(name))  # expat limits the expansion of entities
-        except (ET.ParseError, LookupError, ValueError) as error:  # LookupError: unknown encoding
-            raise invalid(name, where, error_summary(error)) from None
+            root = _parse(read, name, where)
+        except UserError as error:
+            damaged.append(error)
+            continue
         if root.tag != "annotation":
             continue
         picture = finder.by_stem(name) or finder.by_name(root.findtext("filename") or "", name)
@@ -40,6 +44,9 @@ def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: P
         annotated = AnnotatedImage(picture, name, size=size, split=split_of(picture) or split_of(name))
         several += [name for item in root.iter("object") if _add_object(listing, annotated, item) > 1]
         listing.pictures.append(annotated)
+    if damaged and not listing.pictures:
+        raise damaged[0]
+    listing.audit.left_out += map(str, damaged)
     if lost and not listing.pictures:
         raise UserError(
             f"{where} has {len(lost):,} annotations of images that it does not contain, the first of them {lost[0]}: "
@@ -56,6 +63,18 @@ def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: P
         )
     listing.classes = tuple(sorted({label for annotated in listing.pictures for label, _ in annotated.boxes}))
     return listing
+
+
+def _parse(read: Read, name: str, where: Path) -> ET.Element:
+    """Parse an XML file.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    try:
+        return ET.fromstring(read(name))  # expat limits the expansion of entities
+    except (ET.ParseError, LookupError, ValueError) as error:  # LookupError: unknown encoding
+        raise invalid(name, where, error_summary(error)) from None
 
 
 def _add_object(listing: Listing, annotated: AnnotatedImage, item: ET.Element) -> int:

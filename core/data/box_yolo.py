@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +15,12 @@ from zerokara.core.data.box_types import AnnotatedImage, Box, Listing, Read, inv
 from zerokara.core.data.splits import split_of
 
 NOT_LABELS = frozenset({"classes.txt", "readme.txt", "license.txt", "notes.txt", "train.txt", "val.txt", "test.txt"})
+
+
+MAX_YAML_BYTES = 2**20
+MAX_DIGITS = 12  # of the number of a class
+FRACTIONS = (-0.5, 1.5)
+"""Limits of the numbers of a line, which are 0 to 1 apart from objects at the edge; larger ones are pixels."""
 
 
 def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: Path) -> Listing:
@@ -29,7 +36,8 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
         UserError: names are invalid or contradict one another, a class has no name, or no line could be read.
     """
     texts = {name[: -len(".txt")]: name for name in files if name.lower().endswith(".txt")}
-    listing, keypoint_values = Listing("YOLO text", [], ()), _keypoint_values(read, files, where)
+    documents = {name: _yaml(read(name), name, where) for name in files if name.lower().endswith((".yaml", ".yml"))}
+    listing, keypoint_values = Listing("YOLO text", [], ()), _keypoint_values(documents, where)
     rows: list[tuple[AnnotatedImage, int, Box]] = []
     without_file, used = [], set[str]()
     for picture in pictures:
@@ -40,7 +48,12 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
             without_file.append(picture)
             continue
         used.add(name)
-        for line in read(name).decode("utf-8-sig", "replace").splitlines():
+        try:
+            text = read(name).decode("utf-8-sig", "replace")
+        except UserError as error:
+            listing.audit.left_out.append(str(error))
+            continue
+        for line in text.splitlines():
             if not line.strip():
                 continue
             try:
@@ -61,12 +74,16 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
         listing.audit.notes.append(
             f"left out: {len(orphans):,} text files without an image of their name: {name_some(orphans)}"
         )
-    names = read_names(read, files, where)
+    names = _read_names(read, files, documents, where)
     numbers = sorted({number for _, number, _ in rows})
     if names and (wrong := [number for number in numbers if number not in names]):
         raise UserError(
             f"{where} has boxes of class {wrong[0]}, but names of {len(names):,} classes, 0 to {max(names)}: "
             f"add its name."
+        )
+    if twice := [label for label, count in Counter(names.values()).items() if count > 1]:
+        raise UserError(
+            f"{where} has the class name {twice[0]!r} twice: give each class a name of its own in its list of names."
         )
     names = names or {number: str(number) for number in numbers}
     for annotated, number, box in rows:
@@ -110,8 +127,10 @@ def _parse_line(line: str, keypoint_values: int) -> tuple[int, Box]:
         number, values = float(word), [float(each) for each in words]
     except ValueError:
         raise ValueError("it is not a class and numbers") from None
-    if number < 0 or number != number // 1 or not all(map(math.isfinite, values)):
-        raise ValueError("its class must be 0, 1, ..., and its numbers must be finite")
+    if not all(FRACTIONS[0] <= value <= FRACTIONS[1] for value in values[: 4 if keypoint_values else None]):
+        raise ValueError("its numbers must be fractions of the image's width and height, 0 to 1")
+    if number < 0 or number != number // 1:
+        raise ValueError("its class must be 0, 1, ...")
     if keypoint_values and len(values) == 4 + keypoint_values:
         values = values[:4]
     if len(values) == 4:
@@ -123,8 +142,8 @@ def _parse_line(line: str, keypoint_values: int) -> tuple[int, Box]:
     raise ValueError(f"after the class come {len(values)} numbers, not 4 of a box or 6, 8, ... of a polygon")
 
 
-def read_names(read: Read, files: Sequence[str], where: Path) -> dict[int, str]:
-    """Read the class names by number from classes.txt, *.names or *.yaml; {} if there is no such file.
+def _read_names(read: Read, files: Sequence[str], documents: Mapping[str, Any], where: Path) -> dict[int, str]:
+    """Read the class names by number from classes.txt, *.names or YAML documents; {} if there is no such file.
 
     Raises:
         UserError: a file is invalid, or two files contradict one another.
@@ -133,10 +152,13 @@ def read_names(read: Read, files: Sequence[str], where: Path) -> dict[int, str]:
     for name in sorted(files, key=lambda path: path.count("/")):
         last = PurePosixPath(name).name.lower()
         if last == "classes.txt" or last.endswith(".names"):
-            lines = read(name).decode("utf-8-sig", "replace").splitlines()
+            try:
+                lines = read(name).decode("utf-8-sig").splitlines()
+            except UnicodeDecodeError:
+                raise invalid(name, where, "it is not in UTF-8") from None
             found[name] = dict(enumerate(line.strip() for line in lines if line.strip()))
-        elif last.endswith((".yaml", ".yml")):
-            found[name] = _yaml_names(read(name), name, where)
+        elif name in documents:
+            found[name] = _yaml_names(documents[name], name, where)
     found = {name: names for name, names in found.items() if names}
     first, *others = found or [""]
     for other in others:
@@ -145,16 +167,15 @@ def read_names(read: Read, files: Sequence[str], where: Path) -> dict[int, str]:
     return found.get(first, {})
 
 
-def _keypoint_values(read: Read, files: Sequence[str], where: Path) -> int:
+def _keypoint_values(documents: Mapping[str, Any], where: Path) -> int:
     """Return how many numbers the keypoints of an object take, by kpt_shape of a data.yaml; 0 without keypoints."""
-    for name in (name for name in files if name.lower().endswith((".yaml", ".yml"))):
-        document = _yaml(read(name), name, where)
+    for name, document in documents.items():
         shape = document.get("kpt_shape") if isinstance(document, dict) else None
         if shape is None:
             continue
-        if not isinstance(shape, list) or not all(isinstance(size, int) and 0 < size < 10_000 for size in shape):
+        if not isinstance(shape, list) or not all(_is_number(size) and 0 < int(size) < 10_000 for size in shape):
             raise invalid(name, where, "kpt_shape must be the number of keypoints and of values of each")
-        return math.prod(shape)
+        return math.prod(map(int, shape))
     return 0
 
 
@@ -162,26 +183,39 @@ def _yaml(content: bytes, name: str, where: Path) -> Any:
     """Parse a YAML file.
 
     Raises:
-        UserError: it is not valid YAML.
+        UserError: it is not valid YAML, or larger than `MAX_YAML_BYTES`.
     """
+    if len(content) > MAX_YAML_BYTES:  # PyYAML parses about one megabyte in a second
+        raise invalid(name, where, f"it has {len(content):,} bytes, and at most {MAX_YAML_BYTES:,} are read")
     try:
-        return yaml.safe_load(content)
+        # All values stay text: "yes" and "010" are names of classes, not True and 8.
+        return yaml.load(content, yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise invalid(name, where, error_summary(error)) from None
 
 
-def _yaml_names(content: bytes, name: str, where: Path) -> dict[int, str]:
+def _yaml_names(document: Any, name: str, where: Path) -> dict[int, str]:
     """Return `names` of a data.yaml, a list or a mapping of numbers; {} if it has none.
 
     Raises:
-        UserError: the file is not valid YAML, or `names` is something else.
+        UserError: `names` is something else.
     """
-    document = _yaml(content, name, where)
     names = document.get("names") if isinstance(document, dict) else None
-    if names is None:
+    if not names:
         return {}
     if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not all(isinstance(key, int) and not isinstance(key, bool) for key in names):
+        names = {str(number): label for number, label in enumerate(names)}
+    if not isinstance(names, dict) or not all(map(_is_number, names)) or not all(map(_is_text, names.values())):
         raise invalid(name, where, "names must be a list, or names by number")
-    return {key: str(value) for key, value in names.items()}
+    if _is_number(number := document.get("nc")) and int(number) != len(names):
+        raise invalid(name, where, f"it has {len(names):,} names, but nc is {number}")
+    return {int(number): label for number, label in names.items()}
+
+
+def _is_number(value: Any) -> bool:
+    """Return True for a number of a class or of keypoints, as YAML writes it."""
+    return isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < MAX_DIGITS
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)

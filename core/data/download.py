@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from zerokara.core.config import DISK_FULL, UserError, error_summary
@@ -21,6 +21,7 @@ from zerokara.core.file_lock import lock
 ATTEMPTS = 3  # per mirror; partial downloads are kept between attempts
 TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 2**18
+MAX_DIGITS = 18  # of a Content-Length
 MAX_BYTES = 2**30  # of a file; the largest one, CIFAR, has 170 MB
 
 
@@ -88,7 +89,8 @@ def _fetch(remote: Remote, target: Path, part: BinaryIO, progress: Progress | No
                 _receive(url, part, f"bytes of {remote.name} downloaded", progress)
             except urllib.error.HTTPError as error:
                 error.close()
-                problems.append(f"{host}: {error.code} {error.reason}")
+                lines = str(error.reason).splitlines() or [""]  # those of a circle of redirects are several
+                problems.append(f"{host}: {error.code} {lines[0]}")
                 if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                     break
                 part.truncate(0)  # the partial file is larger than the remote file
@@ -138,6 +140,22 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
             raise urllib.error.URLError(f"redirected from https to {newurl[:60]}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
+    ) -> Any:
+        """Follow a redirect.
+
+        Raises:
+            URLError: the new address is invalid.
+        """
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError as error:
+            fp.close()
+            raise urllib.error.URLError(f"redirected to an invalid address ({error})") from None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
 
 def _receive(url: str, part: BinaryIO, what: str, progress: Progress | None) -> None:
     """Append the missing bytes to `part`.
@@ -155,7 +173,7 @@ def _receive(url: str, part: BinaryIO, what: str, progress: Progress | None) -> 
             part.truncate(0)  # the server does not support ranges and sends the whole file
             have = 0
         length = response.headers.get("Content-Length") or "0"
-        if not length.isascii() or not length.isdigit():
+        if not length.isascii() or not length.isdigit() or len(length) > MAX_DIGITS:
             raise ConnectionError(f"its Content-Length is {length[:40]!r} instead of a number")
         total = have + int(length) if length != "0" else 0
         while chunk := response.read(CHUNK_BYTES):

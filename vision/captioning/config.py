@@ -35,6 +35,7 @@ class Config(NormalizationOptions, BatchNormOptions):
     GROUPS: ClassVar = names.GROUPS
     COMMON: ClassVar = names.COMMON
     PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES
+    VALUES_BEFORE: ClassVar[Mapping[str, Any]] = {"named_splits": False}
 
     preset: str = "fast"
     """Named set of defaults for the other options."""
@@ -45,6 +46,8 @@ class Config(NormalizationOptions, BatchNormOptions):
     """Folder of named data sets; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     image_size: Annotated[int, Range(16, 1024)] = 128
     """Height and width of images, in pixels. Larger images are resized and center-cropped."""
+    named_splits: bool = True
+    """Use the splits that folders or files are named after, if any. Otherwise images are split by --split-seed."""
     split_seed: Annotated[int, Range(0, 10**6)] = 0
     """Random seed of the data split. It determines the training, validation and test images. vision.caption_splits
     summarizes runs with different splits."""

@@ -76,6 +76,17 @@ def test_equal_file_names_in_two_splits_of_coco(tmp_path: Path) -> None:
     assert boxes_of(boxes, 1) == [[2, 3, 12, 8]]
 
 
+def test_a_folder_whose_name_is_a_part_of_a_word_is_not_meant(tmp_path: Path) -> None:
+    """instances.json does not name the folder in/."""
+    for folder in ("in", "out"):
+        write_image(tmp_path / folder / "a.png")
+    (tmp_path / "instances.json").write_text(json.dumps(coco(images=[{"id": 7, "file_name": "a.png"}])))
+    with pytest.raises(UserError, match="annotates 1 images that do not exist"):
+        load(tmp_path)
+    (tmp_path / "instances.json").rename(tmp_path / "instances_out.json")
+    assert load(tmp_path).names == ("out/a.png",)
+
+
 def test_classes_of_two_coco_files_are_matched_by_name(tmp_path: Path) -> None:
     for name, label, number in (("a", "ant", 1), ("b", "bee", 1)):
         write_image(tmp_path / f"{name}.png")
@@ -203,6 +214,8 @@ def test_yolo_polygons_become_boxes(tmp_path: Path) -> None:
         ("names:\n- ant # it's small\n- 'bee: large'\n", ("ant", "bee: large")),
         ("names: {0: ant, 1: bee}", ("ant", "bee")),
         ("\ufeffnames: [ant, 7]\n", ("ant", "7")),
+        ("names: [yes, 010]\n", ("yes", "010")),
+        ("names: {'0': on, '1': 1e3}\n", ("on", "1e3")),
         ("nc: 2\n", ("0", "1")),
     ],
 )
@@ -211,10 +224,24 @@ def test_names_in_yaml(tmp_path: Path, names: str, expected: tuple[str, ...]) ->
     assert load(tmp_path).classes == expected
 
 
-@pytest.mark.parametrize("names", ["names: [a\n", "names: 7\n", "names: {a: b}\n", "names: " + "[" * 5000])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *("names: [a\n", "names: 7\n", "names: [a, [b]]\n", "names: {a: b}\n", "names: [a]\nnc: 2\n"),
+        *("names: " + "[" * 5000, "names: [a]\nmore: " + "x" * 2**20),
+    ],
+    ids=lambda names: names[:20],
+)
 def test_invalid_yaml_is_one_sentence(tmp_path: Path, names: str) -> None:
     yolo(tmp_path, "0 0.5 0.5 0.5 0.5\n", names)
     with pytest.raises(UserError, match=r"data\.yaml in .* is invalid"):
+        load(tmp_path)
+
+
+def test_a_list_of_names_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 0.5 0.5 0.5 0.5\n", "", "classes.txt")
+    (tmp_path / "classes.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"classes\.txt in .* is invalid \(it is not in UTF-8\)"):
         load(tmp_path)
 
 
@@ -342,3 +369,45 @@ def test_a_class_that_no_training_image_has_is_named(tmp_path: Path) -> None:
         content = coco(images=[{"id": 7, "file_name": "0.png"}], categories=categories, annotations=[row])
         (tmp_path / f"{part}.json").write_text(json.dumps(content))
     assert load(tmp_path).messages == ("no training image has a box of the class bee",)
+
+
+@pytest.mark.parametrize("line", ["0 3 3 8 8", "0 20 10 4 4", "0 50 50 20 20", "0 1 2 3 4 5 6", "0 nan .5 .2 .2"])
+def test_lines_of_yolo_in_pixels_are_left_out(tmp_path: Path, line: str) -> None:
+    yolo(tmp_path, f"{line}\n0 0.5 0.5 0.5 0.5\n", "")
+    boxes = load(tmp_path)
+    assert boxes_of(boxes, 0) == [[10, 5, 30, 15]]
+    assert f"the line '{line}' of" in boxes.messages[-1]
+    assert "must be fractions of the image's width and height" in boxes.messages[-1]
+
+
+def test_boxes_that_reach_beyond_their_image_are_counted(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 0.9 0.5 0.4 0.5\n0 0.9 0.5 0.22 0.5\n0 0.5 0.5 0.5 0.5\n", "")  # by 4 pixels, and by .4
+    boxes = load(tmp_path)
+    assert boxes_of(boxes, 0)[0][2] == 40
+    assert "1 boxes reach beyond their images and are cut at the edges" in boxes.messages
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5\n", "names: [ant, ant]\n")
+    with pytest.raises(UserError, match="has the class name 'ant' twice"):
+        load(tmp_path)
+
+
+def test_an_image_of_coco_without_a_name_is_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.png")
+    content = coco()
+    content["images"].append({"id": 99})
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    boxes = load(tmp_path)
+    assert boxes_of(boxes, 0) == [[2, 3, 12, 8]]
+    assert "1 images in c.json without id or file_name, such as {'id': 99}" in boxes.messages[-1]
+
+
+def test_a_single_folder_of_a_split_holds_all_images(tmp_path: Path) -> None:
+    """A download of the training images only is split at random, as without this folder."""
+    for number in range(10):
+        write_image(tmp_path / "train" / "images" / f"{number}.png")
+        (tmp_path / "train" / "labels").mkdir(exist_ok=True)
+        (tmp_path / "train" / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    assert [len(part) for part in split(load(tmp_path), seed=0)] == [7, 1, 2]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zerokara.core.config import UserError
-from zerokara.core.data.captions import load_captions, parse_coco, parse_csv, parse_tokens
+from zerokara.core.data.captions import CaptionSet, load_captions, parse_coco, parse_csv, parse_tokens
 from zerokara.core.media import png_bytes
 
 
@@ -32,7 +32,7 @@ def test_three_formats_give_equal_captions() -> None:
             {"image_id": 9, "caption": "It's a cat"},
         ],
     }
-    assert parse_coco(json.dumps(coco), left_out) == expected
+    assert parse_coco(json.dumps(coco), left_out) == [*expected[:2], ("val2014/b.jpg", "It's a cat")]
     assert left_out == []
 
 
@@ -142,3 +142,88 @@ def test_ids_of_coco_as_text_and_as_numbers() -> None:
     images.append({"id": "1", "file_name": "b.jpg"})
     with pytest.raises(ValueError, match=r"the id '1' belongs to a\.jpg and to b\.jpg"):
         parse_coco(json.dumps(content), [])
+
+
+def captioned_folder(folder: Path, images: str, **files: str) -> CaptionSet:
+    """Write images, whose paths are separated by spaces, and caption files; load them."""
+    for number, name in enumerate(images.split()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(number))
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return load_captions(str(folder), image_size=16)
+
+
+def test_images_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    text = "x/1.png,X\ny/1.png,Y\n2.png,Two\n3.png,Three\n"
+    captioned = captioned_folder(tmp_path, "x/1.png y/1.png z/2.png x/3.png y/3.png", captions__txt=text)
+    assert captioned.names == ("x/1.png", "y/1.png", "2.png")
+    assert captioned.captions == (("X",), ("Y",), ("Two",))
+    assert "3.png has captions, but it is not clear which of 2 images of this name." in captioned.messages[-1]
+
+
+def test_captions_in_several_files(tmp_path: Path) -> None:
+    """Flickr8k's archive has base forms of all captions; two other files of one image are mentioned."""
+    tokens = {"x__token__txt": "1.png#0\tA dog runs\n", "x__lemma__token__txt": "1.png#0\tA dog run\n"}
+    captioned = captioned_folder(tmp_path, "1.png", **tokens)
+    assert captioned.captions == (("A dog runs",),)
+    assert captioned.messages[0].startswith("x.lemma.token.txt is not used")
+    captioned = captioned_folder(tmp_path, "1.png", captions__txt="1.png,One\n")
+    assert captioned.captions == (("One", "A dog runs"),)
+    assert any("1 images have captions in several files" in line for line in captioned.messages)
+    (tmp_path / "x.token.txt").unlink()
+    (tmp_path / "captions.txt").unlink()
+    assert captioned_folder(tmp_path, "1.png").captions == (("A dog run",),)
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("image_name| comment_number| comment", "a.jpg| 0| A dog, wet |."),
+        ("id;caption;image", "7;A dog, wet |.;a.jpg"),
+        ("File_Name\ttext", "a.jpg\tA dog, wet |."),
+        (",image,caption", "0,a.jpg,A dog, wet |."),
+    ],
+)
+def test_columns_of_a_header(header: str, line: str) -> None:
+    left_out: list[str] = []
+    assert parse_csv(f"{header}\n{line}\n", left_out) == [("a.jpg", "A dog, wet |.")]
+    assert left_out == []
+
+
+def test_unknown_columns_are_refused() -> None:
+    with pytest.raises(ValueError, match="name the columns image and caption"):
+        parse_csv("photo,number,words\na.jpg,0,A dog\n", [])
+
+
+def test_encodings_and_ends_of_lines(tmp_path: Path) -> None:
+    text = "\ufeffimage,caption\r\na.png,Un caf\xe9\r\n"
+    assert captioned_folder(tmp_path, "a.png", captions__csv=text).captions == (("Un caf\xe9",),)
+    (tmp_path / "captions.csv").write_bytes("image,caption\na.png,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"captions\.csv in .* is not in UTF-8 \(byte 23\): save it"):
+        load_captions(str(tmp_path), image_size=16)
+
+
+def test_damaged_annotations_of_coco_are_left_out() -> None:
+    left_out: list[str] = []
+    rows: list[object] = [{"image_id": 1, "caption": each} for each in ("x", "", None)]
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [*rows, {"caption": "y"}, "z", None]}
+    assert parse_coco(json.dumps(content), left_out) == [("a.jpg", "x")]
+    assert len(left_out) == 5
+    assert all("has no image_id or no caption" in line for line in left_out)
+
+
+def test_splits_of_folders_files_and_lists(tmp_path: Path) -> None:
+    text = "1.png,One\n2.png,Two\n"
+    assert captioned_folder(tmp_path / "a", "train/1.png dev/2.png", captions__txt=text).splits == ("train", "val")
+    lists = {"Flickr_8k__trainImages__txt": "1.png\n", "Flickr_8k__testImages__txt": "2.png\n"}
+    listed = captioned_folder(tmp_path / "b", "1.png 2.png", captions__txt=text, **lists)
+    assert listed.splits == ("train", "test")
+    assert listed.take([1]).splits == ("test",)
+    coco = [
+        json.dumps({"images": [{"id": 1, "file_name": f"{k}.png"}], "annotations": [{"image_id": 1, "caption": "x"}]})
+        for k in (1, 2)
+    ]
+    files = {"captions_train2017__json": coco[0], "captions_val2017__json": coco[1]}
+    assert captioned_folder(tmp_path / "c", "1.png 2.png", **files).splits == ("train", "val")
+    assert captioned_folder(tmp_path / "d", "train/1.png train/2.png", captions__txt=text).splits == ()

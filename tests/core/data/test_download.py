@@ -32,6 +32,7 @@ class Mirror:
     def __init__(self, content: bytes = CONTENT, *, ranges: bool = True, status: int = 200) -> None:
         self.content, self.ranges, self.status = content, ranges, status
         self.length = ""  # Content-Length to send instead of the right one
+        self.location = ""  # address of a redirect
         self.breaks: list[int] = []
         self.requested: list[str | None] = []  # the Range of every request
         mirror = self
@@ -52,6 +53,11 @@ class Mirror:
         range_ = request.headers.get("Range")
         self.requested.append(range_)
         start = int(range_.removeprefix("bytes=").rstrip("-")) if range_ and self.ranges else 0
+        if self.location:
+            request.send_response(302)
+            request.send_header("Location", self.location)
+            request.end_headers()
+            return
         if self.status != 200:
             request.send_error(self.status)
             return
@@ -153,7 +159,7 @@ def test_bad_mirror_is_skipped(tmp_path: Path, mirror: Callable[..., Mirror], ba
     assert (first.requested, second.requested) == ([None], [None])
 
 
-@pytest.mark.parametrize("length", ["abc", "-5", "1e9", "\N{SUPERSCRIPT TWO}".encode().decode("latin1")])
+@pytest.mark.parametrize("length", ["abc", "-5", "1e9", "9" * 30, "\N{SUPERSCRIPT TWO}".encode().decode("latin1")])
 def test_an_invalid_length_is_a_bad_mirror(tmp_path: Path, mirror: Callable[..., Mirror], length: str) -> None:
     first, second = mirror(), mirror()
     first.length = length
@@ -181,6 +187,17 @@ def test_redirects_from_https_to_http_are_refused() -> None:
     followed = handler.redirect_request(request, io.BytesIO(), 302, "Found", headers, "https://there/a")
     assert followed is not None
     assert followed.full_url == "https://there/a"
+
+
+@pytest.mark.parametrize("location", ["/set.gz", "http://[bad/", "file:///etc/passwd", "http://127.0.0.1:99999999/a"])
+def test_invalid_redirects_are_one_sentence(tmp_path: Path, mirror: Callable[..., Mirror], location: str) -> None:
+    """A circle, an invalid address, a local file, an invalid port."""
+    server, right = mirror(), mirror()
+    server.location = location
+    with pytest.raises(UserError, match="could not be downloaded") as error:
+        get(tmp_path / "a", server)
+    assert "\n" not in str(error.value)
+    assert get(tmp_path / "b", server, right) == CONTENT
 
 
 def test_no_file_is_downloaded_without_encryption() -> None:

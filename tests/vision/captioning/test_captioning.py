@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zerokara.core.config import UserError
 from zerokara.core.data.captions import CaptionSet
+from zerokara.core.data.splits import AnySplit
 from zerokara.vision.captioning.beam_search import Hypothesis, beam_search
 from zerokara.vision.captioning.config import Config
 from zerokara.vision.captioning.inputs import Data
@@ -202,6 +204,26 @@ def test_training_validation_and_test_images_are_disjoint() -> None:
     again = Data.split(dataset, config)
     other = Data.split(dataset, Config(validation_images=10, test_images=20, batch_size=8, split_seed=1))
     assert data.test.names == again.test.names != other.test.names
+
+
+def test_named_splits() -> None:
+    """Without test images, those for validation are the test images, and others are held out for validation."""
+    names = tuple(f"{i:02}" for i in range(40))
+    images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
+    options = {"validation_images": 5, "test_images": 3, "batch_size": 8}
+
+    def sizes(*splits: AnySplit | None, **changes: bool) -> list[int]:
+        dataset = CaptionSet(images, names, (("a",),) * 40, "here", splits=splits)
+        data = Data.split(dataset, Config(**options, **changes))
+        for part, split in ((data.train, "train"), (data.test, splits[-1])):
+            assert changes or set(part.splits) == {split}
+        return [len(data.train), len(data.validation), len(data.test)]
+
+    assert sizes(*("train",) * 20, *("val",) * 12, *("test",) * 8) == [20, 12, 8]
+    assert sizes(*("train",) * 20, None, None, *("val",) * 18) == [15, 5, 18]
+    assert sizes(*("train",) * 28, *("val",) * 12, named_splits=False) == [32, 5, 3]
+    with pytest.raises(UserError, match=r"too few images in them \(10 train, 0 val, 30 test\) .*--no-named-splits"):
+        sizes(*("train",) * 10, *("test",) * 30)
 
 
 def test_a_page_embeds_its_images_and_escapes_text() -> None:

@@ -38,6 +38,7 @@ def test_old_names_are_accepted_in_saved_configs_and_on_the_command_line(capsys:
         embedding_dim=3,
         hidden_units=9,
         split_seed=8,
+        named_splits=False,  # of runs before this option
     )
     assert from_dict(Config, {**old, "embedding": 3, "hidden": 9}, "config.json") == expected
     assert parsed("--learn-eye", "false", "--beams=4", "--split", "3") == Config(
