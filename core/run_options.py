@@ -53,13 +53,18 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class NormalizationOptions:
-    """Option of programs that train from pretrained weights."""
+    """Options of programs that train from pretrained weights."""
 
     published_normalization: bool | None = None
     """Normalize as published weights expect (None: if such a file is given). Published weights are a file of another
     program, such as torchvision: mean and standard deviation of ImageNet, or of the images that the backbone was
     published with. Otherwise images are normalized by the mean and standard deviation of the training images; a loss
     network of style transfer then gets pixels from 0 to 1."""
+    published_mean: tuple[float, ...] = ()
+    """Mean of each channel that published weights expect. Empty: that of a config.json of timm or a
+    preprocessor_config.json of Transformers beside the weights, else that of the backbone's paper."""
+    published_std: tuple[float, ...] = ()
+    """Standard deviation of each channel that published weights expect."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,14 +68,15 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     """
     training = Training(config, data, compute, world)
     resumed = restore(training, run)
+    named = ", by the names of folders and files" if config.named_splits and data.train.splits else ""
     run.print(
         f"{data.train.source}: {len(data.train):,} training images, {len(data.validation):,} validation images, "
-        f"{len(data.test):,} test images; vocabulary of {len(training.metadata.words):,} words"
+        f"{len(data.test):,} test images{named}; vocabulary of {len(training.metadata.words):,} words"
     )
     for message in data.train.messages:
         run.print(message)
     if config.published_normalization:
-        run.print(format_normalization(training.metadata.backbone))
+        run.print(format_normalization(config, training.metadata.backbone))
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         trained = "trained" if config.trains_backbone else "frozen"

@@ -65,7 +65,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     for message in images.train.messages:
         run.print(message)
     if config.published_normalization:
-        run.print(format_normalization(config.backbone))
+        run.print(format_normalization(config))
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         run.print(summary(training.network, (1, *images.train.shape)))

@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in data.messages(config):
             run.print(line)
         if config.published_normalization:
-            run.print(format_normalization(config.backbone))
+            run.print(format_normalization(config))
         run.close(work(config, run, data, metadata, world))
 
 

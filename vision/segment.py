@@ -67,7 +67,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     for message in dict.fromkeys((*images.train.messages, *images.validation.messages)):
         run.print(message)
     if config.published_normalization:
-        run.print(format_normalization(config.backbone))
+        run.print(format_normalization(config))
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         # Logging images must not change the random numbers of the run.

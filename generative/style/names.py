@@ -119,6 +119,8 @@ _LOSS_NETWORK_FIELDS = (
     "weights",
     "pretrained_backbone",
     "published_normalization",
+    "published_mean",
+    "published_std",
     "width_multiplier",
     "pooling",
     "content_layers",

@@ -27,7 +27,7 @@ from zerokara.core.backbones.vgg import VGG
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, flag, suggest
 from zerokara.core.models.classifier import ClassifierMetadata
-from zerokara.core.models.normalization import format_normalization
+from zerokara.core.models.normalization import expected_moments, format_normalization
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
 from zerokara.generative.style.config import BackboneOptions, Pooling
@@ -222,8 +222,8 @@ def _from_file(options: BackboneOptions, seed: int, path: Path, published: bool)
     description = f"{backbone.name} with the weights of {path}"
     if not published:
         return _loss_network(options, backbone, (0.0,) * 3, (1.0,) * 3, description)
-    description += f"; {format_normalization(options.backbone)}"
-    return _loss_network(options, backbone, backbone.published_mean, backbone.published_std, description)
+    description += f"; {format_normalization(options)}"
+    return _loss_network(options, backbone, *expected_moments(options), description)
 
 
 def _load_classifier(path: Path) -> tuple[Backbone, ClassifierMetadata]:

@@ -1,4 +1,4 @@
-"""Inputs of vision.caption: images with captions, split at random, and the source of the backbone's weights.
+"""Inputs of vision.caption: images with captions, their split, and the source of the backbone's weights.
 
 Shapes: N images, C channels.
 """
@@ -17,12 +17,15 @@ from zerokara.core.backbones.registry import option_names
 from zerokara.core.config import UserError
 from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
+from zerokara.core.data.splits import AnySplit
 from zerokara.core.models.classifier import ClassifierMetadata
-from zerokara.core.models.normalization import published_moments
+from zerokara.core.models.normalization import expected_moments
 from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
 from zerokara.core.progress import loading
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.captioning.config import Config
+
+SPLIT_NAMES: tuple[AnySplit, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,15 @@ class Data:
 
     @classmethod
     def split(cls, dataset: CaptionSet, config: Config) -> Data:
-        """Split a data set by image, at random. The split depends on `config.split_seed` and not on the other seed.
+        """Split a data set by image: by its folders or files, if they are named after splits, else at random.
+
+        The random split depends on `config.split_seed` and not on the other seed.
 
         Raises:
-            UserError: fewer training images than one batch would be left.
+            UserError: fewer training images than one batch would be left, or named splits lack train or test.
         """
+        if config.named_splits and dataset.splits:
+            return cls._named(dataset, config)
         held_out = config.validation_images + config.test_images
         if len(dataset) - held_out < config.batch_size:
             raise UserError(
@@ -62,6 +69,28 @@ class Data:
         order = np.random.default_rng(config.split_seed).permutation(len(dataset)).tolist()
         test, validation = order[: config.test_images], order[config.test_images : held_out]
         return cls(dataset.take(sorted(order[held_out:])), dataset.take(sorted(validation)), dataset.take(test))
+
+    @classmethod
+    def _named(cls, dataset: CaptionSet, config: Config) -> Data:
+        """Return the named splits; without a test split, that for validation is the test split.
+
+        Without validation images, some of the training images are held out.
+        """
+        indices = {name: [i for i, part in enumerate(dataset.splits) if part == name] for name in SPLIT_NAMES}
+        if not indices["test"]:
+            indices["test"], indices["val"] = indices["val"], []
+        held_out = 0 if indices["val"] else config.validation_images
+        if len(indices["train"]) - held_out < config.batch_size or not indices["test"]:
+            found = ", ".join(f"{len(rows):,} {name}" for name, rows in indices.items())
+            raise UserError(
+                f"{dataset.source} has folders or files named after splits, but too few images in them ({found}) for "
+                f"{held_out} validation images and a batch of {config.batch_size}: add images, lower "
+                f"--validation-images or --batch-size, or split at random with --no-named-splits."
+            )
+        if held_out:
+            order = np.random.default_rng(config.split_seed).permutation(indices["train"]).tolist()
+            indices["val"], indices["train"] = sorted(order[:held_out]), sorted(order[held_out:])
+        return cls(*(dataset.take(indices[name]) for name in SPLIT_NAMES))
 
 
 @dataclass(frozen=True)
@@ -101,7 +130,7 @@ class BackboneSource:
                     )
                 mean, std = metadata.mean, metadata.std
                 if config.published_normalization:
-                    mean, std = published_moments(metadata.backbone)
+                    mean, std = expected_moments(config, metadata.backbone)
                 return cls(
                     metadata.backbone,
                     metadata.options,
@@ -111,7 +140,7 @@ class BackboneSource:
                 )
         # In runs of older releases it is None, and only --weights had a normalization of their own.
         if config.published_normalization or (config.published_normalization is None and config.weights):
-            mean, std = published_moments(config.backbone)
+            mean, std = expected_moments(config)
         else:
             mean, std = (tuple(moment_C.tolist()) for moment_C in channel_moments(train.images))
         if source := config.weights or config.pretrained_backbone:

@@ -140,7 +140,7 @@ COMMON = (
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "data": ("data", "data_dir", "image_size", "split_seed", "validation_images", "test_images"),
+    "data": ("data", "data_dir", "image_size", "named_splits", "split_seed", "validation_images", "test_images"),
     "backbone": (
         "backbone",
         "width_multiplier",
@@ -148,6 +148,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "pretrained_backbone",
         "weights",
         "published_normalization",
+        "published_mean",
+        "published_std",
         "finetune_backbone",
     ),
     "decoder": ("min_word_count", "embedding_dim", "hidden_units", "dropout"),

@@ -21,7 +21,7 @@ from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
-from zerokara.core.models.normalization import published_moments
+from zerokara.core.models.normalization import expected_moments
 from zerokara.core.optim import GroupSettings
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
@@ -175,7 +175,7 @@ def make_metadata(config: Config, images: Data) -> ClassifierMetadata:
     channels, height, width = images.train.shape
     mean, std = tuple(images.mean_C.tolist()), tuple(images.std_C.tolist())
     if config.published_normalization:
-        mean, std = published_moments(config.backbone)
+        mean, std = expected_moments(config)
     defaults = {"width": 1.0, "stem": "paper", "output_dropout": 0.0}  # default values are not stored
     options = {"width": config.width_multiplier, "stem": config.stem, "output_dropout": config.output_dropout}
     return ClassifierMetadata(

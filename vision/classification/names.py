@@ -155,6 +155,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "pretrained_backbone",
         "weights",
         "published_normalization",
+        "published_mean",
+        "published_std",
     ),
     "optimization": (
         "epochs",

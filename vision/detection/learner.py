@@ -22,7 +22,7 @@ from zerokara.core.data.boxes import BoxSet, load_boxes, split
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import ClassifierMetadata
-from zerokara.core.models.normalization import published_moments
+from zerokara.core.models.normalization import expected_moments
 from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
@@ -291,7 +291,7 @@ def make_metadata(config: Config, train: BoxSet, pretrained: ClassifierMetadata 
     them, with those of the training images.
     """
     if config.published_normalization:
-        mean, std = published_moments(config.backbone)
+        mean, std = expected_moments(config)
     elif pretrained is not None and pretrained.channels == 3:
         mean, std = pretrained.mean, pretrained.std
     else:

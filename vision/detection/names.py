@@ -101,6 +101,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "stem",
         "pretrained_backbone",
         "published_normalization",
+        "published_mean",
+        "published_std",
         "freeze_batch_norm",
         "stride",
         "bins",

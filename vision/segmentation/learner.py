@@ -21,7 +21,7 @@ from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.splits import AnySplit
 from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
-from zerokara.core.models.normalization import published_moments
+from zerokara.core.models.normalization import expected_moments
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.core.run import Run
@@ -183,7 +183,7 @@ def make_metadata(config: Config, images: Data) -> SegmenterMetadata:
     mean, std = tuple(images.mean_C.tolist()), tuple(images.std_C.tolist())
     # In runs of older releases it is None, and only --weights had a normalization of their own.
     if config.published_normalization or (config.published_normalization is None and config.weights):
-        mean, std = published_moments(config.backbone)
+        mean, std = expected_moments(config)
     # The defaults of the config set a width and a stem, but not every backbone has these options.
     available = option_names(config.backbone)
     values = {"width": config.width_multiplier, "stem": config.stem}

@@ -152,6 +152,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "pretrained_backbone",
         "weights",
         "published_normalization",
+        "published_mean",
+        "published_std",
     ),
     "training": (
         "epochs",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError
+from zerokara.core.models import normalization
 from zerokara.core.models.classifier import ClassifierMetadata, make_classifier
 from zerokara.core.models.normalization import (
     decide_normalization,
+    expected_moments,
     format_normalization,
     is_published,
     published_moments,
@@ -104,5 +108,67 @@ def test_weights_of_a_network_of_ones_own_are_not_published_weights(tmp_path: Pa
 def test_moments_are_those_of_the_backbone() -> None:
     assert published_moments("googlenet") == ((0.5,) * 3, (0.5,) * 3)
     assert published_moments("vgg16")[0] == (0.485, 0.456, 0.406)
-    assert "mean 0.5, 0.5, 0.5 and standard deviation 0.5" in format_normalization("googlenet")
-    assert "published weights of googlenet expect" in format_normalization("googlenet")
+    line = format_normalization(Config(backbone="googlenet"))
+    assert "mean 0.5, 0.5, 0.5 and standard deviation 0.5" in line
+    assert "as published weights of googlenet expect" in line
+    assert "as published weights of vgg16 expect" in format_normalization(Config(backbone="googlenet"), "vgg16")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2] * 3}}),
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2] * 3}),
+    ],
+)
+def test_published_files_bring_their_normalization(tmp_path: Path, name: str, content: dict[str, Any]) -> None:
+    path, own = tmp_path / "model.safetensors", ((0.5, 0.4, 0.3), (0.2,) * 3)
+    save_file(WEIGHTS, path)
+    assert decide_normalization(config_with("weights", path), 3).published_mean == ()
+    (tmp_path / name).write_text(json.dumps(content))
+    for settings in ({}, {"published_normalization": True}):
+        found = decide_normalization(config_with("weights", path, **settings), 3)
+        assert (found.published_mean, found.published_std) == own == expected_moments(found)
+        assert "mean 0.5, 0.4, 0.3 and standard deviation 0.2, 0.2, 0.2, as these weights" in format_normalization(
+            found
+        )
+    chosen = config_with("weights", path, published_mean=(0.1,) * 3, published_std=(1.0,) * 3)
+    assert expected_moments(decide_normalization(chosen, 3)) == ((0.1,) * 3, (1.0,) * 3)
+    off = config_with("weights", path, published_normalization=False)
+    assert decide_normalization(off, 3) is off
+    for damaged in ("{", "[]", json.dumps({"pretrained_cfg": {"mean": 1, "std": 2}, "image_mean": 1, "image_std": 2})):
+        (tmp_path / name).write_text(damaged)
+        with pytest.raises(UserError, match=rf"{name} beside the weights has no readable normalization"):
+            decide_normalization(config_with("weights", path), 3)
+    (tmp_path / name).write_text('{"model_type": "resnet"}')
+    assert decide_normalization(config_with("weights", path), 3).published_mean == ()
+
+
+def test_a_known_file_is_recognized_by_its_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is free, and another file of the same name has the moments of its backbone."""
+    prefix, moments = normalization.KNOWN_FILES["vgg16"]
+    assert (prefix, moments) == ("88682ab5", ((0.48235, 0.45882, 0.40784), (1 / 255,) * 3))
+    known, other = tmp_path / "x.pth", tmp_path / "vgg16_features-amdegroot-88682ab5.pth"
+    torch.save(WEIGHTS, known)
+    torch.save({"conv1.weight": torch.ones(3, 3)}, other)
+    digest = hashlib.sha256(known.read_bytes()).hexdigest()
+    monkeypatch.setattr(normalization, "KNOWN_FILES", {"vgg16": (digest[:8], moments)})
+    found = decide_normalization(config_with("weights", known, backbone="vgg16"), 3)
+    assert expected_moments(found) == moments
+    found = decide_normalization(config_with("weights", other, backbone="vgg16"), 3)
+    assert expected_moments(found) == published_moments("vgg16")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"published_mean": (0.5,)},
+        {"published_mean": (0.5,) * 3},
+        {"published_std": (0.5,) * 3},
+        {"published_mean": (0.5,) * 3, "published_std": (0.5, 0.5, 0.0)},
+        {"published_mean": (0.5,) * 3, "published_std": (0.5,) * 3, "published_normalization": False},
+    ],
+)
+def test_invalid_moments_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="--published-mean"):
+        decide_normalization(Config(**settings), 3)
