@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from zerokara.agents.configs import dqn
 from zerokara.agents.qlearning.agent_file import AgentMetadata, make_agent_network
@@ -31,11 +32,13 @@ from zerokara.core.data.sources import load
 from zerokara.core.metrics import read_metrics
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.models.normalization import decide_normalization
 from zerokara.core.models.weights import read_tensors
 from zerokara.core.run_folder import read_config
 from zerokara.generative.gan.config import Config as GanConfig
 from zerokara.generative.gan.learner import make_generator
 from zerokara.generative.gan.sampler import GeneratorMetadata, Sampler
+from zerokara.vision.classification.config import Config as ClassifyConfig
 from zerokara.vision.detection import proposals
 
 Files = Mapping[str, bytes]
@@ -183,6 +186,8 @@ def make_readers(folder: Path) -> dict[str, Reader]:
     metrics = b'{"step": 1, "train/loss": 0.5}\n{"step": 2, "eval/return": -21.0}\n'
     saved = {"step": 3, "weights": {"w": torch.zeros(4)}, "text": "x"}
     model = _file_content(_classifier, folder, "model.safetensors")
+    moments = {"mean": [0.5, 0.4, 0.3], "std": [1, 1, 1]}
+    weights = _file_content(lambda path: save_file({"conv1.weight": torch.ones(3)}, path), folder, "w.safetensors")
     torch_file = _file_content(lambda path: torch.save({"a.weight": torch.ones(3)}, path), folder, "w.pth")
     state_file = _file_content(lambda path: checkpoint.save(path, saved, "dqn"), folder, "c.pt")
     return {
@@ -212,6 +217,13 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         "masks": Reader(
             {f"images/{name}": png for name in pictures} | {f"masks/{name}": _mask() for name in pictures},
             ("masks/b.png", "images/c.png"),
+            lambda path: load_masks(str(path), "train"),
+        ),
+        "masks VOC": Reader(
+            {f"JPEGImages/{name.replace('png', 'jpg')}": jpeg for name in pictures}
+            | {f"SegmentationClass/{name}": _mask() for name in pictures}
+            | {f"ImageSets/Segmentation/{split}.txt": b"a\nb\nc\nd\n" for split in ("train", "val")},
+            ("ImageSets/Segmentation/train.txt", "SegmentationClass/b.png"),
             lambda path: load_masks(str(path), "train"),
         ),
         "masks CVAT": Reader(
@@ -265,6 +277,11 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         ),
         "weights safetensors": one("w.safetensors", model, lambda path: read_tensors(path / "w.safetensors")),
         "weights torch": one("w.pth", torch_file, lambda path: read_tensors(path / "w.pth")),
+        "normalization": Reader(
+            {"model.safetensors": weights, "config.json": json.dumps({"pretrained_cfg": moments}).encode()},
+            ("config.json",),
+            lambda path: decide_normalization(ClassifyConfig(weights=str(path / "model.safetensors")), 3),
+        ),
         "checkpoint": one("c.pt", state_file, lambda path: checkpoint.load(path / "c.pt", "dqn")),
         "config": one("config.json", config, read_config),
         "metrics": one("metrics.jsonl", metrics, lambda path: read_metrics(path / "metrics.jsonl")),
