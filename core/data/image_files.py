@@ -164,16 +164,14 @@ def decode(
         picture, ground = _on_background(picture, background)
         conversion = f"with transparency, placed on {ground}" if ground else conversion
     if picture.mode.startswith("I"):
-        wide_HW = np.asarray(picture)
+        wide_HW = np.asarray(picture).astype(np.uint32)
         if wide_HW.max() <= MAX_OF_12_BITS:
             conversion = f"of 16 bits without values above {MAX_OF_12_BITS:,}, which become at most 15 of 255"
+        image = (wide_HW * 255 // 65535).astype(np.uint8)
+    else:
+        image = np.asarray(picture if picture.mode == "L" else picture.convert("L" if picture.mode == "1" else "RGB"))
     if audit is not None and conversion:
         audit.converted[conversion] += 1
-    if picture.mode.startswith("I"):
-        return (wide_HW.astype(np.uint32) * 255 // 65535).astype(np.uint8)[..., None]
-    if picture.mode != "L":
-        picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    image = np.asarray(picture)
     return image[..., None] if image.ndim == 2 else image
 
 

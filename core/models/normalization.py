@@ -118,12 +118,12 @@ def _moments_of(path: Path, backbone: BackboneName) -> Moments | None:
         file = path.with_name(name)
         if file.is_file() and (found := _read_moments(file, keys)):
             return found
-    prefix, moments = KNOWN_FILES.get(backbone, ("", None))
-    if moments is not None:
-        with path.open("rb") as weights:
-            digest = hashlib.file_digest(weights, "sha256").hexdigest()
-        return moments if digest.startswith(prefix) else None
-    return None
+    if not isinstance(backbone, str) or backbone not in KNOWN_FILES:
+        return None
+    prefix, moments = KNOWN_FILES[backbone]
+    with path.open("rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    return moments if digest.startswith(prefix) else None
 
 
 def _read_moments(file: Path, keys: tuple[str, str, str]) -> Moments | None:

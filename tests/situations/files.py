@@ -49,7 +49,7 @@ def halves(low: float, high: float, kind: str = "PNG", dtype: Any = np.uint8) ->
 def masked(mask: bytes, suffix: str = "png", train: str = "", test: str = "") -> dict[str, bytes | str]:
     """Return 12 images with masks, in folders of two splits if these are named."""
     splits = [train] * 8 + [test] * 4
-    images = {f"set/images/{split}/{k}.png": png() for k, split in enumerate(splits)}
+    images: dict[str, bytes | str] = {f"set/images/{split}/{k}.png": png() for k, split in enumerate(splits)}
     return images | {f"set/masks/{split}/{k}.{suffix}": mask for k, split in enumerate(splits)}
 
 
@@ -119,7 +119,8 @@ CAPTIONS = "".join(f"{k}.png,A dog {k}\n" for k in range(6))
 
 def scattered(images: Mapping[str, bytes], number: int = 135) -> dict[str, bytes | str]:
     """Return gray images for a GAN, and others."""
-    return {f"set/{k}.png": png(k) for k in range(number)} | {f"set/{name}": each for name, each in images.items()}
+    files: dict[str, bytes | str] = {f"set/{k}.png": png(k) for k in range(number)}
+    return files | {f"set/{name}": each for name, each in images.items()}
 
 
 def with_transparency() -> bytes:

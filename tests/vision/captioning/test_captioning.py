@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -210,9 +211,9 @@ def test_named_splits() -> None:
     """Without test images, those for validation are the test images, and others are held out for validation."""
     names = tuple(f"{i:02}" for i in range(40))
     images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
-    options = {"validation_images": 5, "test_images": 3, "batch_size": 8}
+    options: dict[str, Any] = {"validation_images": 5, "test_images": 3, "batch_size": 8}
 
-    def sizes(*splits: AnySplit | None, **changes: bool) -> list[int]:
+    def sizes(*splits: AnySplit | None, **changes: Any) -> list[int]:
         dataset = CaptionSet(images, names, (("a",),) * 40, "here", splits=splits)
         data = Data.split(dataset, Config(**options, **changes))
         for part, split in ((data.train, "train"), (data.test, splits[-1])):
