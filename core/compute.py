@@ -136,9 +136,9 @@ class Compute:
     def converter(self) -> Callable[[Tensor], Tensor]:
         """Return a function that converts uint8 images as `images` does, for the arguments of compiled functions.
 
-        Only float32 code for AVX2 needs it: there the compiler's vectors load eight bytes through memory, and a scalar
-        loop, which the C++ compiler vectorizes, takes half the time (docs/LOG.md). Elsewhere, and for other tensors,
-        the function returns its argument, and the compiled function converts the images.
+        Only float32 code for AVX2 needs it: there the compiler's vectors load eight bytes through memory, and a loop
+        without vectors takes half the time (docs/LOG.md). Elsewhere, and for other tensors, the function returns its
+        argument, and the compiled function converts the images.
         """
         on_avx2 = self.torch_device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
         if not (self.compile and on_avx2 and self.dtype is torch.float32):
