@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -112,6 +113,7 @@ class Tutorial:
         self.random = torch.Generator().manual_seed(seed)
         self.updates = 0
         self.losses = (0.0, 0.0, 0.0)
+        self.seconds = 0.0  # of training, counted by `train_tutorial`
 
     def update(self, pixels_BCHW: Tensor) -> None:
         """Update the discriminator and the generator with real images uint8."""
@@ -149,14 +151,14 @@ class Tutorial:
         """Return the state as tensors and plain values."""
         parts = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer")
         states = {name: getattr(self, name).state_dict() for name in parts}
-        return {**states, "random": self.random.get_state(), "updates": self.updates}
+        return {**states, "random": self.random.get_state(), "updates": self.updates, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state of `state_dict`."""
         for name in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.random.set_state(state["random"])
-        self.updates = state["updates"]
+        self.updates, self.seconds = state["updates"], state.get("seconds", 0.0)
 
 
 # ---- speed
@@ -276,8 +278,11 @@ def run_ours(name: str, extra_args: list[str]) -> Path:
     return folder
 
 
-def train_tutorial(name: str, data: Data, updates: int, seed: int) -> Tutorial:
-    """Train the tutorial up to this number of updates, resuming from an earlier checkpoint."""
+def train_tutorial(name: str, data: Data, updates: float, seed: int, seconds: float = math.inf) -> Tutorial:
+    """Train the tutorial up to this number of updates or of seconds, resuming from an earlier checkpoint.
+
+    Loading data and saving checkpoints do not count, so that the tutorial has at least the time that it is given.
+    """
     path = Path("runs") / name / "checkpoint-0.pt"
     channels, side, width = data.train.shape
     if side != width:
@@ -288,15 +293,18 @@ def train_tutorial(name: str, data: Data, updates: int, seed: int) -> Tutorial:
     per_epoch = len(data.train) // BATCH
     epoch, order_N = -1, torch.empty(0, dtype=torch.int64)
     path.parent.mkdir(parents=True, exist_ok=True)
-    while tutorial.updates < updates:
+    while tutorial.updates < updates and tutorial.seconds < seconds:
+        began = time.perf_counter()
         now, place = divmod(tutorial.updates, per_epoch)
         if now != epoch:
             epoch, order_N = now, order(len(data.train), seed * 7_919 + now)
         tutorial.update(data.train.images[order_N[place * BATCH :][:BATCH]])
-        if tutorial.updates % SAVE_EVERY_UPDATES == 0 or tutorial.updates == updates:
+        tutorial.seconds += time.perf_counter() - began
+        finished = tutorial.updates >= updates or tutorial.seconds >= seconds
+        if tutorial.updates % SAVE_EVERY_UPDATES == 0 or finished:
             checkpoint.save(path, tutorial.state_dict(), KIND)
             losses = ", ".join(f"{loss:.3f}" for loss in tutorial.losses)
-            print(f"{name}: {tutorial.updates:,} of {updates:,} updates, losses {losses}", file=sys.stderr)
+            print(f"{name}: {tutorial.updates:,} updates, {tutorial.seconds:,.0f} s, losses {losses}", file=sys.stderr)
     return tutorial
 
 
