@@ -143,11 +143,11 @@ def test_c_does_not_depend_on_the_test_set(inputs: Inputs) -> None:
 
 
 def test_supervised_network_learns_from_the_given_labels(inputs: Inputs) -> None:
-    labeled = draw_labeled(inputs.train, 100, 0)
+    labeled = draw_labeled(inputs.train, 300, 0)
     extractor, layer = representation.train_supervised(inputs, labeled, 150, seed=0)
     assert representation.linear_layer_error(extractor, layer, labeled, inputs.compute) < 0.1
     error = representation.linear_layer_error(extractor, layer, inputs.test, inputs.compute)
-    assert error < 0.82, "chance is 0.9"
+    assert error < 0.7, "chance is 0.9"  # at most 0.55 with five seeds
     assert isinstance(extractor, StageExtractor)
     again, _ = representation.train_supervised(inputs, labeled, 150, seed=0)
     for one, other in zip(extractor.backbone.parameters(), again.backbone.parameters(), strict=True):
