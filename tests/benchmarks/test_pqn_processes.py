@@ -31,7 +31,7 @@ def test_runs_differ_in_processes_seed_and_average_only() -> None:
         54_000,
     )
     assert config.eval_every_steps == 20_000
-    # Four processes have eight environments each, and four minibatches of 32 steps.
+    # Four processes have eight environments each, and minibatches of eight steps.
     assert config.num_envs % 4 == config.rollout_steps * config.num_envs // 4 % config.num_minibatches == 0
 
 
