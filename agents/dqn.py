@@ -173,7 +173,7 @@ def store(config: Config, replay: Replay, obs: np.ndarray, action_N: np.ndarray,
     """Store a step in the replay buffer: with the sign of the rewards, and lost lives as terminals, if configured."""
     reward_N = np.sign(step.reward) if config.clip_rewards else step.reward
     life_lost_N = step.life_lost if config.terminal_on_life_loss else None
-    last_obs = step.last_obs if step.truncated.any() else step.obs  # some environments make it when it is used
+    last_obs = step.last_obs if step.truncated.any() else obs  # some environments make it when it is used
     replay.add(obs, action_N, reward_N, step.terminal, step.truncated, last_obs, life_lost_N, **options)
 
 
@@ -223,14 +223,14 @@ class Training(Session):
         """Do one step in all environments, with the updates that are due while the environments run."""
         with self.timed("act"):
             # Noisy layers, if the network has any, explore in addition to epsilon.
-            action_N = self.env.executed(self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True))
+            action_N = self.env.executed(self.policy.act(self.latest, self.epsilon, self.exploration, noisy=True))
         self.env.send(action_N)
         with self.timed("learn"):
             self.learn()
         with self.timed("emulate"):
             result = self.env.recv()
-            store(self.config, self.replay, self.obs, action_N, result)
-            self.record(result)  # sets self.obs, adds config.num_envs (those of all processes) to self.step
+            store(self.config, self.replay, self.latest.frame, action_N, result)
+            self.record(result)  # sets self.latest, adds config.num_envs (those of all processes) to self.step
 
     def learn(self, limit: int | None = None) -> None:
         """Do the updates that are due, at most `limit`: `gradient_steps` per `train_every_steps`."""

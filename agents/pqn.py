@@ -227,7 +227,7 @@ class Training(Session):
             ended_N = result.terminal | result.truncated
             self.ended_TN[t].copy_(torch.from_numpy(ended_N))
             self.memory.forget(ended_N)
-            self.record(result)  # sets self.obs, adds config.num_envs (those of all processes) to self.step
+            self.record(result)  # sets self.latest, adds config.num_envs (those of all processes) to self.step
 
     def next_values(self) -> Tensor:
         """Return the value (T, N) of the observation after each step, before a reset if the episode was truncated."""

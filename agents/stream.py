@@ -139,7 +139,7 @@ class Training(Session):
             step = self.env.recv()
         with self.timed("learn"):
             self.update(step, float(value.detach()), is_greedy)
-        self.record(step)  # sets self.obs, adds 1 to self.step
+        self.record(step)  # sets self.latest, adds 1 to self.step
         if step.terminal[0] or step.truncated[0]:
             self.observe(self.obs)  # the first one of the next episode
 

@@ -9,6 +9,9 @@ One step is one step of one environment, including resets, drawing, and the obse
 * `stack1_rgb`: one frame of three channels.
 * `stack4_replay`: four stacked frames, and each step is written to a replay buffer of 100,000 transitions (0.7 GB),
   which has been filled once before: all that training does between two actions, without the network.
+* `frame`: in C the newest frames, which are not copied (`Step.frame`), in NumPy observations as in `stack1`.
+* `frame_replay`: in C the newest frames are written to the replay buffer, and no stack is made, as in training with
+  random actions; in NumPy as in `stack4_replay`.
 
 The two versions are measured alternately and repeatedly, so that other load on the machine affects both; the medians
 and their ratios are printed. `--process-time` measures CPU time instead of wall-clock time, which excludes the time
@@ -56,6 +59,7 @@ class Setting(NamedTuple):
 
     options: dict[str, Any]  # of the environment
     replay: bool = False  # each step is written to a replay buffer
+    frames: bool = False  # in C, the newest frames are used instead of observations
 
 
 SETTINGS = {
@@ -63,17 +67,19 @@ SETTINGS = {
     "stack4": Setting({"frame_stack": 4}),
     "stack1_rgb": Setting({"frame_stack": 1, "grayscale": False}),
     "stack4_replay": Setting({"frame_stack": 4}, replay=True),
+    "frame": Setting({"frame_stack": 1}, frames=True),
+    "frame_replay": Setting({"frame_stack": 4}, replay=True, frames=True),
 }
 
 
-def run(env: ArcadeEnv, actions: np.ndarray, obs: np.ndarray, replay: Replay | None) -> np.ndarray:
-    """Execute actions (T, N) after an observation. Returns the last observation."""
+def run(env: ArcadeEnv, actions: np.ndarray, obs: np.ndarray, replay: Replay | None, frames: bool) -> np.ndarray:
+    """Execute actions (T, N) after an observation or its newest frames. Returns the last ones."""
     for action_N in actions:
         step = env.step(action_N)
         if replay is not None:
-            last_obs = step.last_obs if step.truncated.any() else step.obs
+            last_obs = step.last_obs if step.truncated.any() else obs  # not used then
             replay.add(obs, action_N, step.reward, step.terminal, step.truncated, last_obs)
-        obs = step.obs
+        obs = step.frame if frames else step.obs
     return obs
 
 
@@ -83,9 +89,10 @@ def steps_per_second(
     """Return steps per second, counting each environment, after 50 steps that desynchronize the episodes."""
     obs = env.reset(seed)
     actions = np.random.default_rng(seed).integers(env.num_actions, size=(vector_steps + 50, env.num_envs))
-    obs = run(env, actions[:50], obs, replay)
+    frames = setting.frames and env.is_compiled
+    obs = run(env, actions[:50], obs, replay, frames)
     begin = clock()
-    run(env, actions[50:], obs, replay)
+    run(env, actions[50:], obs, replay, frames)
     return actions[50:].size / (clock() - begin)
 
 
@@ -94,7 +101,7 @@ def make_replay(env: ArcadeEnv) -> Replay:
     cpu = torch.device("cpu")
     replay = Replay(CAPACITY, env.num_envs, env.obs_shape, env.frame_channels, n_step=3, gamma=0.99, seed=0, device=cpu)
     actions = np.zeros((replay.slots + 1, env.num_envs), np.int64)
-    run(env, actions, env.reset(0), replay)
+    run(env, actions, env.reset(0), replay, frames=True)
     return replay
 
 

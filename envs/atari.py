@@ -178,7 +178,9 @@ class AtariVectorEnv(VectorEnv):
         self._lives_N = info["lives"]
         last_CHW = self._channels(last_obs)
         obs_CHW = last_CHW if obs is last_obs else self._channels(obs)
-        return Step(obs_CHW, reward_N.astype(np.float32), terminal_N, truncated_N, life_lost_N, last_CHW)
+        frame_N = obs_CHW[:, -self.frame_channels :]
+        frame_N.flags.writeable = False
+        return Step(obs_CHW, reward_N.astype(np.float32), terminal_N, truncated_N, life_lost_N, last_CHW, frame_N)
 
     def state_dict(self) -> dict[str, Any]:
         """See `VectorEnv.state_dict`."""

@@ -30,9 +30,10 @@ class Step:
         truncated: (N,) bool, the time limit was reached: bootstrap from last_obs; excludes terminal.
         life_lost: (N,) bool, without a reset; the learner may treat it as terminal.
         last_obs: (N, C, H, W), before any reset, or a function; may be the array obs if no episode ended; None: obs.
+        frame: (N, F, H, W), newest frames of obs, read-only: they may be part of later observations. None: obs.
     """
 
-    __slots__ = ("_last_obs", "_obs", "life_lost", "reward", "terminal", "truncated")
+    __slots__ = ("_frame", "_last_obs", "_obs", "life_lost", "reward", "terminal", "truncated")
 
     def __init__(
         self,
@@ -42,9 +43,16 @@ class Step:
         truncated: np.ndarray,
         life_lost: np.ndarray,
         last_obs: np.ndarray | Callable[[], np.ndarray] | None,
+        frame: np.ndarray | None = None,
     ) -> None:
-        self._obs, self._last_obs = obs, last_obs
+        self._obs, self._last_obs, self._frame = obs, last_obs, frame
         self.reward, self.terminal, self.truncated, self.life_lost = reward, terminal, truncated, life_lost
+
+    @classmethod
+    def first(cls, obs: np.ndarray, frame_channels: int) -> Step:
+        """Return the observations of a reset as a step, without a reward and an ending."""
+        nothing_N = np.zeros(len(obs), bool)
+        return cls(obs, nothing_N.astype(np.float32), *(nothing_N,) * 3, obs, obs[:, -frame_channels:])
 
     @property
     def obs(self) -> np.ndarray:
@@ -60,9 +68,14 @@ class Step:
             self._last_obs = self.obs if self._last_obs is None else self._last_obs()
         return self._last_obs
 
-    def __reduce__(self) -> tuple[type[Step], tuple[np.ndarray, ...]]:
+    @property
+    def frame(self) -> np.ndarray:
+        """Newest frames (N, F, H, W) of `obs`, read-only; they are not copied, and no stack is made for them."""
+        return self.obs if self._frame is None else self._frame
+
+    def __reduce__(self) -> tuple[type[Step], tuple[np.ndarray | None, ...]]:
         """Return what `pickle` and `copy` save: all arrays, without the functions that make them."""
-        return Step, tuple(self)
+        return Step, (*self, self._frame)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield from (self.obs, self.reward, self.terminal, self.truncated, self.life_lost, self.last_obs)
@@ -183,26 +196,3 @@ def closed_on_error(env: VectorEnv) -> Iterator[None]:
     except BaseException:
         env.close()
         raise
-
-
-class FrameStack:
-    """Last K frames of N environments, (N, K * F, H, W). Frames before the start of an episode are zeros."""
-
-    def __init__(
-        self, num_envs: int, frame_stack: int, frame_shape: tuple[int, int, int], dtype: type[np.generic] = np.uint8
-    ) -> None:
-        self.frame_channels, height, width = frame_shape
-        self.obs = np.zeros((num_envs, frame_stack * self.frame_channels, height, width), dtype)
-
-    def push(self, frame_N: np.ndarray, first_N: np.ndarray) -> np.ndarray:
-        """Append the newest frames (N, F, H, W) and return a new array.
-
-        Where first_N (N,) bool is True, an episode starts and the earlier frames are set to zero.
-        """
-        obs = np.empty_like(self.obs)
-        obs[:, : -self.frame_channels] = self.obs[:, self.frame_channels :]
-        obs[:, -self.frame_channels :] = frame_N
-        if first_N.any():
-            obs[first_N, : -self.frame_channels] = 0
-        self.obs = obs
-        return obs

@@ -22,11 +22,12 @@ from gymnasium import spaces
 
 from zerokara.core.config import UserError
 from zerokara.envs.action_log import ActionLog
-from zerokara.envs.base import FrameStack, Step, VectorEnv
+from zerokara.envs.base import Step, VectorEnv
 from zerokara.envs.lookup import find
 from zerokara.envs.observations import ImageFormat, ObservationError, find_image, parse_kwargs
 from zerokara.envs.pools import SerialPool, make_pool
 from zerokara.envs.single import Env, Outcome, SingleEnv, close, create
+from zerokara.envs.stacks import Stacks
 from zerokara.envs.vectors import VectorFormat, find_vector
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ class GymnasiumVectorEnv(VectorEnv):
         else:
             self._frame_shape = (1 if grayscale else 3, size, size)
         self.frame_channels = self._frame_shape[0]
-        self._stack = FrameStack(self.num_envs, settings["frame_stack"], self._frame_shape, self.obs_dtype)
+        self._stacks = Stacks.blank(self.num_envs, settings["frame_stack"], self._frame_shape, self.obs_dtype)
         self.obs_shape = (settings["frame_stack"] * self.frame_channels, *self._frame_shape[1:])
         self._log = ActionLog(id, self.num_envs, self.settings, reseed_every_steps=0)
         self._action_N: np.ndarray | None = None
@@ -234,7 +235,8 @@ class GymnasiumVectorEnv(VectorEnv):
         self._action_N = None
         self._life_lost_N = np.zeros(self.num_envs, bool)
         self._started = True
-        return self._stack.push(np.stack(frames), np.ones(self.num_envs, bool))
+        self._stacks = self._stacks.push(np.stack(frames), slice(None))
+        return self._stacks.make()
 
     def _send(self, action_N: np.ndarray) -> None:
         if not self._started or self._action_N is not None:
@@ -261,17 +263,14 @@ class GymnasiumVectorEnv(VectorEnv):
             outcome = self._after_exception(i, result) if isinstance(result, UserError) else result
             frame_N[i], reward_N[i], terminal_N[i], truncated_N[i], life_lost_N[i] = outcome
         self._life_lost_N = life_lost_N
-        last_obs = obs = self._stack.push(frame_N, np.zeros(self.num_envs, bool))
-        ended_N = terminal_N | truncated_N
-        if ended_N.any():
-            seeds = self._log.reseed(ended_N).tolist()
-            ended = np.flatnonzero(ended_N).tolist()
-            obs = last_obs.copy()
-            obs[ended_N] = 0
-            calls = [(i, "begin", (seed,)) for i, seed in zip(ended, seeds, strict=True)]
-            obs[ended, -self.frame_channels :] = np.stack(self._pool.call(calls))
-            self._stack.obs = obs
-        return Step(obs, reward_N, terminal_N, truncated_N, life_lost_N, last_obs)
+        before, ended, make_last = self._stacks, np.flatnonzero(terminal_N | truncated_N), None
+        if len(ended):
+            make_last = partial(before.make_last, frame_N, ended, frame_N[ended])
+            seeds = self._log.reseed(terminal_N | truncated_N).tolist()
+            calls = [(i, "begin", (seed,)) for i, seed in zip(ended.tolist(), seeds, strict=True)]
+            frame_N[ended] = self._pool.call(calls)
+        self._stacks = stacks = before.push(frame_N, ended)
+        return Step(stacks.make, reward_N, terminal_N, truncated_N, life_lost_N, make_last, stacks.frame_N)
 
     def _after_exception(self, i: int, error: UserError) -> Outcome:
         """Create environment i again. Its episode is truncated at the last frame."""
@@ -282,14 +281,14 @@ class GymnasiumVectorEnv(VectorEnv):
             more = " Further exceptions are only counted." if self.errors == MAX_WARNINGS else ""
             self.warnings.append(f"{error} The episode is truncated, and the environment is created again.{more}")
         self._pool.call([(i, "recreate", ())])
-        last_frame = self._stack.obs[i, -self.frame_channels :]
+        last_frame = self._stacks.frame_N[i]
         return Outcome(last_frame, 0.0, terminal=False, truncated=True, life_lost=False)
 
     def state_dict(self) -> dict[str, Any]:
         """See `VectorEnv.state_dict`."""
         if not self._started or self._action_N is not None:
             raise RuntimeError("state_dict() must follow reset() or recv()")
-        return {**self._log.state_dict(self._stack.obs), **self._fire_state()}
+        return {**self._log.state_dict(self._stacks.make()), **self._fire_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
         """See `VectorEnv.load_state_dict`. Replays the current episode of each environment.
@@ -309,7 +308,7 @@ class GymnasiumVectorEnv(VectorEnv):
                 raise
             return self._restart(str(error).rstrip("."))
         self._load_fire_state(state)
-        self._stack.obs = obs
+        self._stacks = self._stacks.filled(obs)
         self._action_N = None
         self._started = True
         return obs
@@ -322,7 +321,7 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def _replay(self) -> np.ndarray:
         """Repeat the current episode of each environment. Returns the observations at its end."""
-        obs = np.zeros_like(self._stack.obs)
+        obs = np.zeros((self.num_envs, *self.obs_shape), self.obs_dtype)
         seeds = self._log.seeds(np.ones(self.num_envs, bool)).tolist()
         frame_stack = self.settings["frame_stack"]
         calls = [(i, "replay", (seed, self._log.actions(i).tolist(), frame_stack)) for i, seed in enumerate(seeds)]

@@ -18,8 +18,8 @@ import numpy as np
 from gymnasium import spaces
 
 from zerokara.core.config import UserError
-from zerokara.envs.base import FrameStack
 from zerokara.envs.observations import ImageFormat, ObservationError, find_image, make_frame
+from zerokara.envs.stacks import Stacks
 from zerokara.envs.vectors import VectorFormat
 
 
@@ -48,7 +48,7 @@ class FrameReader:
         self._obs_key, self._declared = obs_key, declared
         self._obs_range = None if obs_range is None else (obs_range[0], obs_range[1])
         self._formats: dict[object, ImageFormat] = {}
-        self._stack = FrameStack(1, obs_shape[0] // frame_channels, (frame_channels, *obs_shape[1:]))
+        self._stacks = Stacks.blank(1, obs_shape[0] // frame_channels, (frame_channels, *obs_shape[1:]))
         self._first = True
         self.last_frame_size: tuple[int, int] | None = None  # (H, W) of the last frame; None: stacked
 
@@ -92,9 +92,9 @@ class FrameReader:
                 f"{channels}), or several of these."
             )
         frame_FHW = self._read_frame(obs if array is None else array)
-        observation = self._stack.push(frame_FHW[None], np.array([self._first]))
+        self._stacks = self._stacks.push(frame_FHW[None].copy(), np.array([self._first]))
         self._first = False
-        return observation, False
+        return self._stacks.make(), False
 
     def _find_stack(self, array: np.ndarray) -> tuple[np.ndarray, bool] | None:
         """Return stacked observations as (N, C, H, W), and True for a batch; None if the shape is another one."""
@@ -184,9 +184,9 @@ class VectorReader:
         return declared
 
     @functools.cached_property
-    def _stack(self) -> FrameStack:
+    def _stacks(self) -> Stacks:
         size = self._format.size
-        return FrameStack(1, self.obs_shape[0] // size, (size, 1, 1), np.float32)
+        return Stacks.blank(1, self.obs_shape[0] // size, (size, 1, 1), np.float32)
 
     def read(self, obs: Any, stacked: bool | None = None) -> tuple[np.ndarray, bool]:
         """Convert an observation.
@@ -212,9 +212,9 @@ class VectorReader:
             raise UserError(f"The environment {error}") from None
         if is_batch:
             return vectors_ND[:, :, None, None], True
-        observation = self._stack.push(vectors_ND[:, :, None, None], np.array([self._first]))
+        self._stacks = self._stacks.push(vectors_ND[:, :, None, None], np.array([self._first]))
         self._first = False
-        return observation, False
+        return self._stacks.make(), False
 
 
 def _box(array: np.ndarray) -> spaces.Box:

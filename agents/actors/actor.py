@@ -128,6 +128,7 @@ class Actor:
         self._evaluated = np.zeros(self.env.num_envs, np.int64)  # (N,) slots before have got their TD errors
         self._version = -1
         self.obs = self.env.reset(seed % 2**31)
+        self.frame = self.obs[:, -frame_channels:]  # the newest ones, (N, F, H, W)
 
     def collect(self, weights: np.ndarray, version: int, n_step: int, gamma: float) -> Chunk:
         """Do `actor_steps` steps in all environments.
@@ -149,11 +150,11 @@ class Actor:
         for _ in range(self.config.actor_steps):
             action_N = self.env.executed(self.policy.act(self.obs, self.epsilon_N, self.exploration, noisy=True))
             result = self.env.step(action_N)
-            self._store(self.config, self.replay, self.obs, action_N, result)
-            frames.append(self.obs[:, -self.env.frame_channels :])
+            self._store(self.config, self.replay, self.frame, action_N, result)
+            frames.append(self.frame)
             actions.append(action_N)
             results.append(result)
-            self.obs = result.obs
+            self.obs, self.frame = result.obs, result.frame[:, -self.env.frame_channels :]
         warnings = list(self.env.warnings)
         self.env.warnings.clear()
         env, slot, td_error = self._td_errors(n_step, gamma)

@@ -17,7 +17,7 @@ from zerokara.agents.qlearning.network import QNetwork, RecurrentNetwork
 from zerokara.agents.qlearning.replay import ALL, Rows
 from zerokara.core.compute import Compute
 from zerokara.core.layers import resample_noise
-from zerokara.envs.base import VectorEnv
+from zerokara.envs.base import Step, VectorEnv
 
 
 def obs_dtype(env: VectorEnv) -> torch.dtype:
@@ -68,12 +68,16 @@ class Policy:
         """Start new episodes in some of the environments: an LSTM forgets the observations that `values` got before."""
 
     def act(
-        self, obs_NCHW: np.ndarray, epsilon: float | Tensor, exploration: Exploration, *, noisy: bool = False
+        self, obs_NCHW: np.ndarray | Step, epsilon: float | Tensor, exploration: Exploration, *, noisy: bool = False
     ) -> np.ndarray:
-        """Select epsilon-greedy actions (N,) int64; epsilon may be one number for each environment, (N,)."""
+        """Select epsilon-greedy actions (N,) int64; epsilon may be one number for each environment, (N,).
+
+        Observations may be given as the step that led to them: their frames are stacked if the network acts.
+        """
         explore_N, random_N = exploration.sample(epsilon)
         if not isinstance(epsilon, Tensor) and epsilon >= 1:
             return random_N.numpy()
+        obs_NCHW = obs_NCHW.obs if isinstance(obs_NCHW, Step) else obs_NCHW
         greedy_N = self.compute.to_host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))
         return torch.where(explore_N, random_N, greedy_N).numpy()
 

@@ -84,6 +84,28 @@ def format_progress(
     return score if updates else f"{score}, the network is untrained: there was no update"
 
 
+def bar_fields(
+    settings: Mapping[str, Any], step: int, episodes: int, epsilon: float, scalars: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields of the progress bar.
+
+    Args:
+        settings: of the environment.
+        step: agent steps so far.
+        episodes: complete episodes so far.
+        epsilon: probability of a random action.
+        scalars: metrics of the last log entry; empty: there is none.
+    """
+    return {
+        "frames": step * (settings.get("frame_skip") or 1),
+        "episodes": episodes,
+        "return": scalars.get("train/return", float("nan")),
+        "epsilon": epsilon,
+        "loss": scalars.get("train/loss", float("nan")),
+        "steps/s": scalars.get("speed/steps_per_s", float("nan")),
+    }
+
+
 def format_scores(scores: Scores) -> str:
     """Format scores as text: "mean raw return 18.20 (standard error 0.41)"."""
     cut = f", {scores.cut} cut for length" if scores.cut else ""

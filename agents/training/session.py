@@ -34,7 +34,7 @@ from zerokara.agents.training.best_agent import BestAgent
 from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_processes
 from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
-from zerokara.agents.training.report import closing_line, format_progress, format_scores, print_settings
+from zerokara.agents.training.report import bar_fields, closing_line, format_progress, format_scores, print_settings
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped, to_dict
@@ -88,7 +88,7 @@ class Session(ABC):
         self.num_envs = config.total_envs // world.size
         self.seed = config.seed * 1_000_003 + world.rank * 10_007  # of this process
         self.env = env or make_env(config, world)
-        self.obs = np.empty(0)
+        self.obs = np.empty((self.num_envs, 0))
         self.step = 0  # agent steps, summed over all processes
         self.updates = self.episodes = self.last_evaluation_step = 0
         self.running_return_N = np.zeros(self.num_envs)
@@ -122,6 +122,15 @@ class Session(ABC):
 
     # ---- one iteration
 
+    @property
+    def obs(self) -> np.ndarray:
+        """Current observations (N, C, H, W): those of `latest`, which are stacked when they are first asked for."""
+        return self.latest.obs
+
+    @obs.setter
+    def obs(self, obs: np.ndarray) -> None:
+        self.latest = envs.Step.first(obs, self.env.frame_channels)
+
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
         """Add the time inside the block to `part` of an iteration: "act", "learn" or "emulate"."""
@@ -132,7 +141,7 @@ class Session(ABC):
     def record(self, step: envs.Step, rows: Rows = ALL) -> None:
         """Make the observations of a step current, and record raw returns and lengths of episodes that ended."""
         self.print_warnings()
-        self.obs = step.obs
+        self.latest = step
         self.step += self.config.num_envs
         self.running_return_N[rows] += step.reward
         self.running_length_N[rows] += 1
@@ -359,15 +368,7 @@ class Session(ABC):
 
     def show_progress(self, scalars: dict[str, Any] | None = None) -> None:
         """Update the progress bar, or print a line if the output is not a terminal."""
-        scalars = scalars or {}
-        fields: dict[str, Any] = {
-            "frames": self.step * (self.env.settings.get("frame_skip") or 1),
-            "episodes": self.episodes,
-            "return": scalars.get("train/return", float("nan")),
-            "epsilon": self.epsilon,
-            "loss": scalars.get("train/loss", float("nan")),
-            "steps/s": scalars.get("speed/steps_per_s", float("nan")),
-        }
+        fields = bar_fields(self.env.settings, self.step, self.episodes, self.epsilon, scalars or {})
         self.run.progress(self.step, self.config.total_steps, fields)
 
     def closing_message(self) -> str:

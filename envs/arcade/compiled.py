@@ -4,8 +4,9 @@ The C version of a game (`catch.c` beside `catch.py`) steps all environments in 
 and random streams of the `ArcadeEnv`, so a state can be saved by one version and loaded by the other. Constants and
 sprites are taken from the Python module. The library is compiled when it is first needed (library.py).
 
-A frame is drawn into memory that shows an earlier frame already, so only the differences are drawn. Nobody outside of
-this module gets that memory. Stacks of frames are copies, made when somebody asks for them.
+A frame is drawn into memory that shows an earlier frame already, so only the differences are drawn. Others get that
+memory as read-only arrays, and it is not drawn into before the last of them is gone. Stacks of frames are copies, made
+when somebody asks for them.
 
 Shapes: N environments, E ended episodes, K stacked frames, F channels per frame, C = K * F, P pixels of a sprite.
 """
@@ -25,6 +26,7 @@ import numpy as np
 from zerokara.envs.arcade import library
 from zerokara.envs.arcade.memory import ArrayPool
 from zerokara.envs.base import Step
+from zerokara.envs.stacks import Stacks
 
 if TYPE_CHECKING:
     from zerokara.envs.arcade.base import ArcadeEnv
@@ -109,7 +111,7 @@ class CompiledGame:
         self._run_reset, self._run_step = code.reset, code.step
         drawn_bytes = ctypes.c_int64.in_dll(code, "drawn_bytes").value
         self._frames = ArrayPool(frames_shape, N * drawn_bytes)
-        self._stacks = ArrayPool((N, *game.obs_shape))
+        self._observations = ArrayPool((N, *game.obs_shape))
         self._action_N, self._reward_N = np.zeros(N, np.int64), np.zeros(N, np.float32)
         self._flag_3N = np.zeros((3, N), bool)  # terminal, truncated, life_lost
         self._last_frame_N = np.zeros(frames_shape, np.uint8)
@@ -125,53 +127,41 @@ class CompiledGame:
             N, F, *(array.ctypes.data for array in own)
         )
         blank = np.zeros(frames_shape, np.uint8)
-        self._newest = Stacks((blank,) * (game.obs_shape[0] // F), np.ones(N, np.int64), self._stacks)
-
-    @property
-    def frame_N(self) -> np.ndarray:
-        """Current frames (N, F, H, W), which the caller must not modify or keep."""
-        return self._newest.frames[-1]
-
-    def obs(self) -> np.ndarray:
-        """Return a copy of the current observation (N, C, H, W)."""
-        return self._newest.make()
+        self.stacks = Stacks(
+            (blank,) * (game.obs_shape[0] // F), np.zeros(N, np.int64), new_array=self._observations.array
+        )
 
     def reset(self, game: ArcadeEnv) -> np.ndarray:
         """Start an episode in every environment, whose random streams have been seeded. Returns obs (N, C, H, W)."""
-        self._call(self._run_reset, game)
-        self._newest.length_N[:] = 1
-        return self._newest.make()
+        frame_N, _ = self._call(self._run_reset, game)
+        self.stacks = self.stacks.push(frame_N, slice(None))
+        return self.stacks.make()
 
     def load(self, obs: np.ndarray) -> None:
         """Continue from an observation (N, C, H, W), which is that of the game's state."""
-        frames = tuple(np.split(obs.copy(), len(self._newest.frames), axis=1))
-        self._newest = Stacks(frames, np.full(len(obs), len(frames)), self._stacks)
+        self.stacks = self.stacks.filled(obs)
 
     def step(self, game: ArcadeEnv, action_N: np.ndarray) -> Step:
         """Step all environments of a game with valid actions (N,) int64."""
         self._action_N[:] = action_N
-        ended = self._call(self._run_step, game)
-        stacks = self._newest
-        make_last = None
+        frame_N, ended = self._call(self._run_step, game)
+        before, env_E, make_last = self.stacks, self._ended_N[:ended].copy(), None
         if ended:
-            env_E = self._ended_N[:ended].copy()
-            length_E, last_frame_E = stacks.length_N[env_E], self._last_frame_N[:ended].copy()
-            make_last = functools.partial(stacks.make_last, env_E, length_E, last_frame_E)
-            stacks.length_N[env_E] = 1
+            make_last = functools.partial(before.make_last, frame_N, env_E, self._last_frame_N[:ended].copy())
+        self.stacks = stacks = before.push(frame_N, env_E)
         terminal_N, truncated_N, life_lost_N = self._flag_3N.copy()
-        return Step(stacks.make, self._reward_N.copy(), terminal_N, truncated_N, life_lost_N, make_last)
+        reward_N = self._reward_N.copy()
+        return Step(stacks.make, reward_N, terminal_N, truncated_N, life_lost_N, make_last, stacks.frame_N)
 
-    def _call(self, function: Callable[..., int], game: ArcadeEnv) -> int:
-        """Call a function of the library, which modifies the game's state and draws new frames. Returns its result."""
+    def _call(self, function: Callable[..., int], game: ArcadeEnv) -> tuple[np.ndarray, int]:
+        """Call a function of the library, which modifies the game's state. Returns new frames and its result."""
         state = self._get_state(game)
         if not all(map(operator.is_, state, self._state)):  # arrays were replaced, as the NumPy version does
             self._check(state)
             self._state = state
             self._context[-len(state) :] = [array.ctypes.data for array in state]
         frame_N, block = self._frames.take()
-        result = function(ctypes.addressof(self._context), block.address, block.more_address)
-        self._newest = Stacks((*self._newest.frames[1:], frame_N), self._newest.length_N + 1, self._stacks)
-        return result
+        return frame_N, function(ctypes.addressof(self._context), block.address, block.more_address)
 
     def _check(self, state: tuple[Any, ...]) -> None:
         """Raise TypeError if C code cannot work on these arrays."""
@@ -183,44 +173,3 @@ class CompiledGame:
                 raise TypeError(f"{expected}, got {array.dtype} with shape {array.shape}")
             if not array.flags.carray:
                 raise TypeError(f"{expected}, got one that is not contiguous, not aligned or not writable")
-
-
-class Stacks:
-    """Stacks of the last K frames of N environments, made when they are needed.
-
-    Args:
-        frames: K arrays (N, F, H, W), oldest first.
-        length_N: frames since the start of the episode; older ones are zeros in the stacks.
-        pool: pool of arrays (N, C, H, W).
-    """
-
-    def __init__(self, frames: tuple[np.ndarray, ...], length_N: np.ndarray, pool: ArrayPool) -> None:
-        self.frames, self.length_N = frames, length_N
-        self._pool = pool
-
-    def make(self) -> np.ndarray:
-        """Return the stacks (N, C, H, W), a new array at every call: the caller may modify it."""
-        K, F = len(self.frames), self.frames[0].shape[1]
-        obs, _ = self._pool.take()
-        for k, frame_N in enumerate(self.frames):
-            obs[:, k * F : (k + 1) * F] = frame_N
-        for i in np.flatnonzero(self.length_N < K):
-            obs[i, : (K - self.length_N[i]) * F] = 0
-        return obs
-
-    def make_last(self, env_E: np.ndarray, length_E: np.ndarray, last_frame_E: np.ndarray) -> np.ndarray:
-        """Return the stacks (N, C, H, W) before the resets of this step.
-
-        Args:
-            env_E: environments of the episodes that ended.
-            length_E: their numbers of frames.
-            last_frame_E: their last frames (E, F, H, W).
-        """
-        K, F = len(self.frames), self.frames[0].shape[1]
-        last_obs = self.make()
-        for k, frame_N in enumerate(self.frames[:-1]):
-            last_obs[env_E, k * F : (k + 1) * F] = frame_N[env_E]
-        last_obs[env_E, -F:] = last_frame_E
-        for i, length in zip(env_E, length_E, strict=True):
-            last_obs[i, : max(0, K - length) * F] = 0
-        return last_obs

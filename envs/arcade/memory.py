@@ -61,3 +61,7 @@ class ArrayPool:
         block = free.pop() if free else Block(self._shape, self._more_bytes)
         del free[self._max_free :]
         return np.asarray(_Lease(block, free)), block
+
+    def array(self) -> np.ndarray:
+        """Return an array, with the contents that its memory had last."""
+        return self.take()[0]

@@ -17,10 +17,12 @@ from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, reward_o
 from zerokara import envs
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config
+from zerokara.agents.qlearning.replay import Batch
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
+from zerokara.envs.stacks import Stacks
 
 GAMMA = 0.9
 NUM_ENVS = 3
@@ -91,6 +93,56 @@ def test_a_lost_life_ends_the_return_but_not_the_episode(
     assert training.episodes == len(returns)
     assert list(training.returns) == pytest.approx(returns)
     assert training.running_length_N.tolist() == [script(env)[-1].step for env in range(NUM_ENVS)]
+
+
+@pytest.mark.parametrize("game_id", ["zerokara/Catch-v0", "zerokara/Snake-v0"])
+def test_stacks_are_made_only_when_the_network_acts(
+    game_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Act at random for 60 steps, then with the network, and compare the sampled observations with the real ones."""
+    made: list[int] = []
+    make_stack = Stacks.make
+
+    def record_step(stacks: Stacks) -> np.ndarray:
+        made.append(training.step)
+        return make_stack(stacks)
+
+    config = Config(
+        env=game_id, num_envs=NUM_ENVS, frame_stack=3, n_step=1, backbone="der", hidden_units=8, width_multiplier=0.25,
+        save_replay=False, replay_capacity=1_000, learning_starts=1_000, epsilon_start=1.0, epsilon_end=1.0,
+    )  # fmt: skip
+    with Run(config, kind="dqn", name="frames", resume=False, quiet=True, root=tmp_path) as run:
+        training = dqn.Training(config, run, Compute(), World())
+    training.obs = training.env.reset(1)
+    monkeypatch.setattr(Stacks, "make", record_step)
+    for _ in range(60):
+        training.iterate()
+    assert not made, "no episode was truncated"
+    training.config = dataclasses.replace(config, epsilon_start=0.0, epsilon_end=0.0)
+    for _ in range(2):
+        training.iterate()
+    assert made == [60 * NUM_ENVS, 61 * NUM_ENVS]
+
+    env = envs.make(game_id, NUM_ENVS, frame_stack=3)
+    real = [env.reset(1)]
+    stored = training.replay._host["action"].reshape(NUM_ENVS, -1)
+    real += [env.step(stored[:, t].astype(np.int64)).obs for t in range(61)]
+    for i in range(NUM_ENVS):
+        batch = training.replay.gather(torch.full((61,), i), torch.arange(61))
+        for t in range(61):
+            np.testing.assert_array_equal(batch.obs[t], real[t][i])
+            if batch.discount[t] > 0:
+                np.testing.assert_array_equal(batch.next_obs[t], real[t + 1][i])
+
+
+def test_the_probe_has_a_batch_of_separate_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code compiled for a tensor that is passed twice is of no use in training, which would compile again."""
+    batches: list[Batch] = []
+    monkeypatch.setattr(dqn, "gradient_step", lambda learner, batch: batches.append(batch))
+    config = Config(frame_stack=1, image_size=SIZE, hidden_units=8, width_multiplier=0.25)
+    dqn.probe_step(config, ScriptedEnv(NUM_ENVS, frame_stack=1), World(), Compute())()
+    (batch,) = batches
+    assert len({tensor.data_ptr() for tensor in batch}) == len(batch)
 
 
 def ended_episodes() -> tuple[list[float], list[int]]:

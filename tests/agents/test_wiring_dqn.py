@@ -78,9 +78,10 @@ class Recording:
             self.training = training
 
         def act(
-            policy: Policy, obs: np.ndarray, epsilon: float, exploration: Any, *, noisy: bool = False
+            policy: Policy, given: np.ndarray | envs.Step, epsilon: float, exploration: Any, *, noisy: bool = False
         ) -> np.ndarray:
-            action_N = original_act(policy, obs, epsilon, exploration, noisy=noisy)
+            action_N = original_act(policy, given, epsilon, exploration, noisy=noisy)
+            obs = given.obs if isinstance(given, envs.Step) else given
             values: list[Tensor] = []
             policy_noise = policy.noise.get_state()
             if epsilon < 1:  # repeat the forward pass with the noise that the action used

@@ -168,9 +168,10 @@ def test_without_a_compiler_the_games_are_stepped_in_numpy(monkeypatch: pytest.M
 @needs_compiler
 @pytest.mark.parametrize("game_id", IDS)
 @pytest.mark.parametrize("frame_stack", [1, 4])
-def test_observations_may_be_modified(game_id: str, frame_stack: int) -> None:
-    """Overwrite every observation of the C version; later ones, states and images must not change."""
-    env, reference = make_both(game_id, 6, frame_stack=frame_stack)
+@pytest.mark.parametrize("compile", [True, False])
+def test_observations_may_be_modified(game_id: str, frame_stack: int, compile: bool) -> None:
+    """Overwrite every observation; later ones, states and images must not change."""
+    env, reference = (arcade.make(game_id, 6, frame_stack=frame_stack, compile=c) for c in (compile, not compile))
     env.reset(5)[...] = 255
     reference.reset(5)
     rng = np.random.default_rng(0)
@@ -188,6 +189,9 @@ def test_observations_may_be_modified(game_id: str, frame_stack: int) -> None:
             step.obs[...] = 255
         assert np.array_equal(step.last_obs, expected.last_obs)
         assert np.array_equal(env.render(), reference.render())
+        assert np.array_equal(step.frame, expected.obs[:, -1:])
+        with pytest.raises(ValueError, match="read-only"):
+            step.frame[...] = 255
         step.obs[...] = 255
         step.last_obs[...] = 255
         assert_equal_states(env.state_dict(), reference.state_dict())
@@ -247,7 +251,7 @@ def test_a_step_is_pickled_with_its_arrays(tmp_path: Path) -> None:
         env.step(np.zeros(3, np.int64)).obs  # noqa: B018  (taken from the pool, and returned to it)
         reference.step(np.zeros(3, np.int64))
     step, expected = env.step(np.zeros(3, np.int64)), reference.step(np.zeros(3, np.int64))
-    assert env._compiled._stacks._free
+    assert env._compiled._observations._free
     (tmp_path / "step").write_bytes(pickle.dumps(step))
     program = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).obs.tobytes().hex())"
     done = subprocess.run(
@@ -257,6 +261,24 @@ def test_a_step_is_pickled_with_its_arrays(tmp_path: Path) -> None:
     assert all(
         np.array_equal(one, other) for one, other in zip(pickle.loads(pickle.dumps(step)), expected, strict=True)
     )
+
+
+@needs_compiler
+@pytest.mark.parametrize("compile", [True, False])
+def test_frames_are_neither_copied_nor_changed(compile: bool) -> None:
+    """Hold the frames of many steps, one of which was pickled, and compare them with copies."""
+    env = arcade.make("zerokara/Snake-v0", 3, compile=compile)
+    env.reset(1)
+    actions = np.random.default_rng(0).integers(env.num_actions, size=(60, 3))
+    steps = [env.step(action_N) for action_N in actions]
+    copies = [step.frame.copy() for step in steps]
+    for action_N in actions:
+        env.step(action_N)
+    for step, copied in zip(steps, copies, strict=True):
+        assert np.array_equal(step.frame, copied)
+        assert step.frame is step.frame
+        assert np.array_equal(step.obs[:, -1:], copied)
+    assert np.array_equal(pickle.loads(pickle.dumps(steps[7])).frame, copies[7])
 
 
 def test_a_copied_pool_is_empty() -> None:

@@ -74,6 +74,8 @@ def test_pixels_endings_and_scores_match_gymnasium(id: str, grayscale: bool, ste
                 reference_obs, info = reference_env.reset()
             assert np.array_equal(step.obs[i], channels(reference_obs))
             lives_N[i] = info["lives"]
+        assert np.array_equal(step.frame, step.obs[:, -env.frame_channels :])
+        assert not step.frame.flags.writeable
     if id == "ALE/Breakout-v5":
         assert games >= 2
         assert deaths >= 8

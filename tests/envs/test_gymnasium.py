@@ -149,6 +149,8 @@ def test_stacks_and_endings_match_gymnasium() -> None:
             if terminated:
                 frames = reference_env.reset(seed=seeds[i].pop(0))[0]
             assert np.array_equal(step.obs[i], np.asarray(frames).transpose(0, 3, 1, 2).reshape(12, 24, 24))
+        assert np.array_equal(step.frame, step.obs[:, -3:])
+        step.obs[...] = step.last_obs[...] = 255  # the caller may modify them
     assert all(len(left) == 9 - 1 - 30 // 7 for left in seeds)
 
 
