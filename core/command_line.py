@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import itertools
+import os
 import re
 import sys
 import types
@@ -116,8 +117,9 @@ def parse(
 def check_command_line(read: Callable[[Sequence[str] | None, str], object], description: str | None) -> None:
     """Read the command line of this process before a program imports PyTorch and its other large libraries.
 
-    Their imports take seconds; `--help` and mistakes are answered without them, and end the process. A program calls
-    this function above its imports, and reads the command line again in `main`:
+    Their imports take seconds; `--help` and mistakes are answered without them, and end the process. A training program
+    prints a line, so that its start is seen at once. A program calls this function above its imports, and reads the
+    command line again in `main`:
 
         if __name__ == "__main__":
             check_command_line(read_config, __doc__)
@@ -127,7 +129,14 @@ def check_command_line(read: Callable[[Sequence[str] | None, str], object], desc
             program does.
         description: docstring of the program.
     """
-    run_main(lambda: read(None, description or ""))
+
+    def check() -> None:
+        config = read(None, description or "")
+        is_first_process = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
+        if getattr(config, "quiet", True) is False and is_first_process:
+            print(f"{program()}: loading PyTorch", flush=True)
+
+    run_main(check)
 
 
 def given_fields(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from zerokara.core.config import error_summary
@@ -83,7 +84,8 @@ class TensorBoardWriter:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer warns about shapes, which are constant here
                 try:
-                    writer.add_graph(module, example)
+                    # Traced here, because `add_graph` would compare two traces, which imports the compiler.
+                    writer.add_graph(torch.jit.trace(module, example, check_trace=False), example)
                 except OSError:
                     raise
                 except Exception as error:  # noqa: BLE001  (a network of one's own, which the tracer does not support)

@@ -19,30 +19,30 @@ from typing import IO, Any, NoReturn
 
 
 class Output(io.StringIO):
-    """Output of a program; with `stop`, the process reports and ends when the first line has been written."""
+    """Output of a program; after `lines` lines the process reports and ends, unless `lines` is 0."""
 
-    def __init__(self, stop: bool, answer: IO[str]) -> None:
+    def __init__(self, lines: int, answer: IO[str]) -> None:
         super().__init__()
-        self.stop, self.answer = stop, answer
+        self.lines, self.answer = lines, answer
 
     def write(self, text: str) -> int:
         """Write a text."""
         super().write(text)
-        if self.stop and "\n" in self.getvalue().lstrip():
+        if self.lines and self.getvalue().count("\n") >= self.lines:
             report(0, self, self.answer)
         return len(text)
 
 
-def run(folder: str, words: Sequence[str], first_line: bool, answer: IO[str]) -> NoReturn:
+def run(folder: str, words: Sequence[str], lines: int, answer: IO[str]) -> NoReturn:
     """Run a program in this process, and report.
 
     Args:
         folder: working folder.
         words: name of the program and its command line.
-        first_line: report and end the process when the program has written its first line.
+        lines: report and end the process when the program has written this number of lines; 0: when it has ended.
         answer: file of the report.
     """
-    output = sys.stdout = sys.stderr = Output(first_line, answer)
+    output = sys.stdout = sys.stderr = Output(lines, answer)
     os.chdir(folder)
     sys.argv = list(words)
     status: Any = 0

@@ -43,11 +43,11 @@ class Server:
             stdout=subprocess.PIPE,
         )
 
-    def run(self, folder: Path, *words: str, first_line: bool = False) -> dict[str, Any]:
+    def run(self, folder: Path, *words: str, lines: int = 0) -> dict[str, Any]:
         """Run a program. Returns its exit status, its output, and the names of the modules that it has imported."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        request = {"folder": str(folder), "words": words, "first_line": first_line}
+        request = {"folder": str(folder), "words": words, "lines": lines}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
@@ -92,6 +92,15 @@ def test_the_list_of_programs_needs_no_large_library(server: Server, tmp_path: P
     assert large(answer["modules"]) == set()
 
 
+def test_programs_import_large_libraries_only_where_they_are_used(torch_server: Server, tmp_path: Path) -> None:
+    """Import what the programs import at their top: all but the search, whose work Optuna does, share a process."""
+    programs = [name for name in PROGRAMS if name != "agents.sweep"]
+    answer = torch_server.run(tmp_path, "tests.import_programs", *programs)
+    assert answer["status"] == 0, answer["output"]
+    added = {name: sorted(large(modules) - USED) for name, modules in json.loads(answer["output"]).items()}
+    assert added == {name: [] for name in programs}
+
+
 COMMANDS = {
     "dqn": "agents.dqn --env zerokara/Catch-v0 --total-steps 400 --learning-starts 100 --eval-every-steps 0",
     "pqn": "agents.pqn --env zerokara/Catch-v0 --total-steps 400 --eval-every-steps 0",
@@ -103,13 +112,26 @@ TRAINING = "--compile off --precision float32 --threads 1 --name run"
 
 
 @pytest.mark.parametrize("program", COMMANDS)
-def test_the_first_line_of_training_needs_no_compiler_and_no_plots(
+def test_the_first_line_of_training_needs_no_large_library(server: Server, program: str, tmp_path: Path) -> None:
+    words = f"zerokara.{COMMANDS[program]} {TRAINING}".split()
+    answer = server.run(tmp_path, *words, lines=1)
+    assert answer["output"] == f"python -m {words[0]}: loading PyTorch\n"
+    assert large(answer["modules"]) == set()
+
+
+@pytest.mark.parametrize("program", COMMANDS)
+def test_the_second_line_of_training_needs_no_compiler_and_no_plots(
     torch_server: Server, program: str, tmp_path: Path
 ) -> None:
     words = f"zerokara.{COMMANDS[program]} {TRAINING}".split()
-    answer = torch_server.run(tmp_path, *words, first_line=True)
-    assert answer["output"], answer
+    answer = torch_server.run(tmp_path, *words, lines=2)
+    assert answer["output"].count("\n") >= 2, answer
     assert large(answer["modules"]) <= USED
+
+
+def test_training_is_quiet_if_asked(torch_server: Server, tmp_path: Path) -> None:
+    answer = torch_server.run(tmp_path, "zerokara.agents.dqn", "--quiet", "--env", "Nowhere-v0")
+    assert "loading PyTorch" not in answer["output"]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +159,19 @@ def test_no_backbone_imports_the_compiler(torch_server: Server, tmp_path: Path) 
     assert {"torch._dynamo", "torch.fx.experimental.symbolic_shapes", "sympy"} & set(answer["modules"]) == set()
 
 
-def test_training_without_compilation_does_not_import_the_compiler(torch_server: Server, tmp_path: Path) -> None:
-    answer = torch_server.run(tmp_path, *f"zerokara.{COMMANDS['dqn']} {TRAINING}".split())
+@pytest.mark.parametrize("program", ["dqn", "classify"])
+def test_training_without_compilation_does_not_import_the_compiler(
+    torch_server: Server, program: str, tmp_path: Path
+) -> None:
+    answer = torch_server.run(tmp_path, *f"zerokara.{COMMANDS[program]} {TRAINING}".split())
     assert answer["status"] == 0, answer["output"]
-    assert large(answer["modules"]) <= USED | {"tensorboard"}
+    assert large(answer["modules"]) <= USED | {"tensorboard"} | ({"matplotlib"} if program == "classify" else set())
+
+
+def test_the_table_of_layers_needs_no_compiler(torch_server: Server, tmp_path: Path) -> None:
+    """Backbones with all operations but rare ones, which PyTorch computes in Python on the meta device."""
+    names = ["hadamax", "deep_cnn", "alexnet", "vgg11_bn", "googlenet", "resnet20", "efficientnet_lite0", "dcgan"]
+    answer = torch_server.run(tmp_path, "tests.core.backbones.list_layers", *names)
+    assert answer["status"] == 0, answer["output"]
+    assert answer["output"].split() == names
+    assert large(answer["modules"]) <= USED

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -59,6 +58,8 @@ def mean(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def interquartile_mean(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
     """Mean of the middle 50% of all runs of all games."""
+    from scipy import stats  # imported here, because it takes half a second
+
     return np.asarray(stats.trim_mean(np.concatenate(samples, axis=axis), TRIM_FRACTION, axis=axis))
 
 
@@ -103,6 +104,8 @@ def estimate(statistic: Statistic, samples: Sequence[Sequence[float]], seed: int
     """
     if not samples or not all(len(sample) for sample in samples):
         raise ValueError("every game must have at least one score")
+    from scipy import stats  # as in `interquartile_mean`
+
     arrays = [np.array(sample, float) for sample in samples]
     value = float(statistic(*arrays, axis=-1))
     if min(map(len, arrays)) < 2:

@@ -146,13 +146,13 @@ class _ShapesOnly(TorchFunctionMode):
         if func is F.pad and len(args[1]) == 4:
             return _padded(*args)
         if func is F.conv2d:
-            return _convolved(*args, **kwargs)
+            return convolved(*args, **kwargs)
         if func is F.max_pool2d:
-            return _pooled(*args, **kwargs)
+            return pooled(*args, **kwargs)
         if func is Tensor.mean and kwargs.get("keepdim"):
             return _averaged(*args)
         if func is torch.cat:
-            return _concatenated(*args, **kwargs)
+            return concatenated(*args, **kwargs)
         if func is F.interpolate and isinstance(kwargs.get("size"), tuple):
             return torch.empty(*args[0].shape[:2], *kwargs["size"], device="meta")
         return func(*args, **kwargs)
@@ -165,7 +165,7 @@ def _two(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
 
-def _convolved(
+def convolved(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -197,7 +197,7 @@ def _padded(x: Tensor, margin: tuple[int, int, int, int]) -> Tensor:
     return torch.empty(*x.shape[:2], height + sum(margin[2:]), width + sum(margin[:2]), device="meta")
 
 
-def _pooled(
+def pooled(
     x: Tensor,
     kernel_size: Pair,
     stride: Pair | None = None,
@@ -230,7 +230,7 @@ def _averaged(x: Tensor, dim: Pair) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
-def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+def concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Return an output of `torch.cat` on the meta device."""
     shape = list(tensors[0].shape)
     shape[dim] = sum(tensor.shape[dim] for tensor in tensors)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zerokara.core.backbones.base import concatenated, convolved, pooled
 from zerokara.core.config import UserError, error_summary
 
 _CONVOLUTIONS = ("convolution", "convolution_overrideable")
+_KEEP_SHAPE = ("relu", "relu_", "leaky_relu", "leaky_relu_", "hardtanh", "hardtanh_", "gelu")
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 
@@ -65,7 +67,7 @@ def layer_costs(module: nn.Module, shape: Sequence[int]) -> list[LayerCost]:
     names = {layer: name for name, layer in network.named_modules() if not list(layer.children())}
     costs: list[LayerCost] = []
     with torch.no_grad(), ExitStack() as hooks:
-        counter = hooks.enter_context(_Counter(max(shape[2:])))
+        counter = hooks.enter_context(Counter(max(shape[2:])))
         starts: list[int] = []
 
         def before(layer: nn.Module, inputs: Any) -> None:
@@ -103,9 +105,9 @@ def receptive_field(module: nn.Module, shape: Sequence[int]) -> int:
     return counter.fields(out)[0]
 
 
-def _run(module: nn.Module, shape: Sequence[int]) -> tuple[_Counter, Tensor]:
+def _run(module: nn.Module, shape: Sequence[int]) -> tuple[Counter, Tensor]:
     network = copy.deepcopy(module).to("meta").eval()
-    with torch.no_grad(), _Counter(max(shape[2:])) as counter:
+    with torch.no_grad(), Counter(max(shape[2:])) as counter:
         out = _forward(network, shape)
     return counter, out
 
@@ -122,7 +124,7 @@ def _forward(network: nn.Module, shape: Sequence[int]) -> Tensor:
     return out
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
     """Dispatch mode that counts multiply-adds and tracks the receptive field through every operation.
 
     Args:
@@ -140,11 +142,17 @@ class _Counter(TorchDispatchMode):
         """Return the receptive field and the stride of a tensor's elements, in pixels."""
         return self._fields_by_id[id(tensor)][1:] if id(tensor) in self._fields_by_id else (1, 1)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise the first operation imports the compiler, which takes seconds
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        out = _output(name, args)
+        if out is None:
+            out = func(*args, **(kwargs or {}))
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not outputs:
             return out
@@ -160,6 +168,32 @@ class _Counter(TorchDispatchMode):
         for leaf in outputs:
             self._fields_by_id[id(leaf)] = (leaf, field, stride)
         return out
+
+
+def _output(name: str, args: tuple[Any, ...]) -> Any:
+    """Return the output of a frequent operation; None for others.
+
+    On the meta device these operations are Python code of PyTorch whose first call imports the compiler, which takes
+    seconds.
+    """
+    if name in _CONVOLUTIONS and not args[6]:
+        return convolved(*args[:6])
+    if name == "max_pool2d_with_indices":
+        stride = args[2] if len(args) > 2 and args[2] else None
+        return (pooled(args[0], args[1], stride, *args[3:]),) * 2
+    if name == "cat":
+        return concatenated(*args)
+    if name == "mean" and len(args) > 1:
+        axes = {axis % args[0].ndim for axis in args[1]}
+        keeps = len(args) > 2 and args[2]
+        sizes = [1 if axis in axes else size for axis, size in enumerate(args[0].shape) if keeps or axis not in axes]
+        return torch.empty(sizes, device="meta")
+    if name in ("mm", "addmm"):
+        return torch.empty(args[-2].shape[0], args[-1].shape[1], device="meta")
+    if name in ("native_batch_norm", "native_layer_norm", "native_group_norm"):
+        return (args[0],) * 3  # the statistics are not used
+    keeps = name in _KEEP_SHAPE or (name in ("add", "add_", "mul") and getattr(args[1], "shape", 0) == args[0].shape)
+    return args[0] if keeps else None
 
 
 def _multiply_adds(name: str, args: tuple[Any, ...], out: Tensor) -> int:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from zerokara.core.backbones.cost import UnknownCostError, layer_costs
+from zerokara.core.backbones.cost import Counter, UnknownCostError, layer_costs
 
 MAX_ROWS = 24  # maximum number of layers with a row each; deeper networks get a row per block
 _WIDTH = 110
@@ -92,6 +92,6 @@ def _out_shapes(module: nn.Module, shape: Sequence[int], names: Collection[str])
             shapes[name] = tuple(out.shape)
 
         network.get_submodule(name).register_forward_hook(record_shape)
-    with torch.no_grad():
+    with torch.no_grad(), Counter(max(shape[2:])):
         network(torch.empty(tuple(shape), device="meta"))
     return shapes

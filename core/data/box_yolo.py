@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.box_types import AnnotatedImage, Box, Listing, Read, invalid, name_some
 from zerokara.core.data.splits import split_of
@@ -185,6 +183,8 @@ def _yaml(content: bytes, name: str, where: Path) -> Any:
     Raises:
         UserError: it is not valid YAML, or larger than `MAX_YAML_BYTES`.
     """
+    import yaml  # imported here, because few data sets need it
+
     if len(content) > MAX_YAML_BYTES:  # PyYAML parses about one megabyte in a second
         raise invalid(name, where, f"it has {len(content):,} bytes, and at most {MAX_YAML_BYTES:,} are read")
     try:

@@ -254,10 +254,13 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
         raise UserError(
             "--ada-target 0 keeps the probability of --ada constant, and it is 0: give an --ada-probability above 0."
         )
-    from zerokara.core.backbones.registry import find_backbone  # imports PyTorch
-    from zerokara.generative.gan.custom_loss import find_loss
+    # A mistake is reported before the data are read. The checks import PyTorch, so they are left out where possible.
+    if config.backbone not in {Config.backbone, *(preset.get("backbone") for preset in PRESETS.values())}:
+        from zerokara.core.backbones.registry import find_backbone
 
-    find_backbone(config.backbone)  # a mistake is reported before the data are read
+        find_backbone(config.backbone)
     if is_import_path(config.loss):
+        from zerokara.generative.gan.custom_loss import find_loss
+
         find_loss(config.loss)
     return config

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
 from zerokara.core.data.boxes import BoxSet
@@ -34,6 +33,8 @@ def precision(boxes: BoxSet, found: Sequence[Detections]) -> AveragePrecision:
 
     Classes without true boxes are left out of the means. Boxes are in pixels of the original images.
     """
+    from faster_coco_eval import COCO, COCOeval_faster  # imported here, because it is slow to import
+
     truth: list[dict[str, Any]] = []
     predictions: list[dict[str, Any]] = []
     for index, (detected, scale) in enumerate(zip(found, boxes.scales.tolist(), strict=True)):

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from skimage.segmentation import felzenszwalb
 
 COLOR_BINS, TEXTURE_BINS, DIRECTIONS = 25, 10, 8  # section 3.2
 _SPACES: Mapping[str, int | None] = {"rgb": None, "hsv": cv2.COLOR_RGB2HSV_FULL, "lab": cv2.COLOR_RGB2LAB}
@@ -100,6 +99,8 @@ def best_overlaps(boxes_P4: np.ndarray, truth_N4: np.ndarray) -> np.ndarray:
 
 def segments(space_HWC: np.ndarray, scale: float, sigma: float) -> np.ndarray:
     """Segment an image; return labels (H, W) from 0 without gaps. No segment has fewer than `scale` pixels."""
+    from skimage.segmentation import felzenszwalb  # imported here, because it is slow to import
+
     labels_HW = felzenszwalb(space_HWC.astype(np.float64) / 255, scale, sigma, round(scale))
     _, dense = np.unique(labels_HW, return_inverse=True)
     return dense.reshape(labels_HW.shape)

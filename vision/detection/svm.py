@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import Ridge
-from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from zerokara.core.boxes import encode, iou
@@ -79,6 +77,8 @@ def all_vectors(
 
 def fit(config: Config, svm: Svm, vectors: Vectors, classes: Sequence[str]) -> dict[str, int]:
     """Fit the SVM and box regression of every class into `svm`. Return the number of negatives per class."""
+    from sklearn.linear_model import Ridge  # imported here, because it is slow to import
+
     scale = MEAN_LENGTH / max(float(np.linalg.norm(vectors.vector, axis=1).mean()), 1e-6)
     svm.scale.fill_(scale)
     scaled_RD = vectors.vector * np.float32(scale)
@@ -102,6 +102,8 @@ def _svm(
     config: Config, scaled_RD: np.ndarray, positive: np.ndarray, far: np.ndarray, image_R: np.ndarray
 ) -> tuple[np.ndarray, float, int]:
     """Train one SVM; return weights (D,), bias, and the number of negatives after all rounds."""
+    from sklearn.svm import LinearSVC  # as in `fit`
+
     rng = np.random.default_rng(config.seed)
     shuffled = rng.permutation(far)
     # The same maximum for each image, so that images with many regions do not dominate.
