@@ -88,7 +88,6 @@ class Session(ABC):
         self.num_envs = config.total_envs // world.size
         self.seed = config.seed * 1_000_003 + world.rank * 10_007  # of this process
         self.env = env or make_env(config, world)
-        self.obs = np.empty((self.num_envs, 0))
         self.step = 0  # agent steps, summed over all processes
         self.updates = self.episodes = self.last_evaluation_step = 0
         self.running_return_N = np.zeros(self.num_envs)
