@@ -104,8 +104,9 @@ def random_batch(
     """Return a batch of random data as a process learns from, and what follows it (`Replay.following`)."""
     batch_size = config.batch_size // world.size
     obs = torch.randint(256, (2, batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(compute.torch_device)
-    ones = torch.ones(batch_size, device=compute.torch_device)
-    batch = Batch(obs[0], ones.long(), ones, ones, obs[1], ones)
+    # A tensor that is passed twice would be compiled for, and compiled code of no use in training.
+    ones, discount_B, weight_B = (torch.ones(batch_size, device=compute.torch_device) for _ in range(3))
+    batch = Batch(obs[0], ones.long(), ones, discount_B, obs[1], weight_B)
     if not config.spr_weight:
         return batch, ()
     later_BS = ones[:, None].repeat(1, config.spr_steps)

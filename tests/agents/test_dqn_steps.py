@@ -138,7 +138,7 @@ def test_stacks_are_made_only_when_the_network_acts(
 def test_the_probe_has_a_batch_of_separate_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Code compiled for a tensor that is passed twice is of no use in training, which would compile again."""
     batches: list[Batch] = []
-    monkeypatch.setattr(dqn, "gradient_step", lambda learner, batch: batches.append(batch))
+    monkeypatch.setattr(dqn, "gradient_step", lambda learner, batch, following: batches.append(batch))
     config = Config(frame_stack=1, image_size=SIZE, hidden_units=8, width_multiplier=0.25)
     dqn.probe_step(config, ScriptedEnv(NUM_ENVS, frame_stack=1), World(), Compute())()
     (batch,) = batches
