@@ -92,10 +92,10 @@ class Recording:
             (self.evaluation_actions if self.evaluating else self.actions).append(record)
             return action_N
 
-        def gradient_step(learner: Any, batch: Batch) -> Tensor:
+        def gradient_step(learner: Any, batch: Batch, following: Any) -> Tensor:
             online, target = (copy.deepcopy(net.state_dict()) for net in (learner.network, learner.target))
             kept = Batch(*(tensor.clone() for tensor in batch))
-            td_error_B: Tensor = original_step(learner, batch)
+            td_error_B: Tensor = original_step(learner, batch, following)
             beta = float(getattr(self.training.replay, "beta", 0.0))
             rate = learner.optimizer.param_groups[0]["lr"]
             self.updates.append(Update(self.training.step, kept, td_error_B.clone(), online, target, beta, float(rate)))
