@@ -44,8 +44,8 @@ class Options:
         "nproc": "processes",
         "num_processes": "processes",
         "n_jobs": "processes",
-        "name": "is an option of the training program: put it after --.",
-        "resume": "is an option of the training program: put it after --.",
+        "name": "is an option of the training program: give it after the word --, as in -- --name digits.",
+        "resume": "is an option of the training program: give it after the word --, as in -- --resume.",
     }
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"processes": ("program", "processes", "seconds")}
 
@@ -54,7 +54,7 @@ class Options:
     processes: Annotated[int, Range(0, 1024)] = 0
     """Number of processes; 0: the fastest, which is measured."""
     seconds: Annotated[float, Range(0, 600, low_open=True)] = 5.0
-    """Length of the measurement of each number of processes, after the start of the program."""
+    """Seconds in which each number of processes is measured, without the start."""
 
 
 def read_command_line(argv: Sequence[str] | None, description: str) -> tuple[Options, str, list[str]]:
