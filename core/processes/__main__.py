@@ -54,7 +54,7 @@ class Options:
     processes: Annotated[int, Range(0, 1024)] = 0
     """Number of processes; 0: the fastest, which is measured."""
     seconds: Annotated[float, Range(0, 600, low_open=True)] = 5.0
-    """Seconds in which each number of processes is measured, without the start."""
+    """Seconds of a measurement, without the start of the program."""
 
 
 def read_command_line(argv: Sequence[str] | None, description: str) -> tuple[Options, str, list[str]]:
