@@ -44,8 +44,8 @@ class Options:
         "nproc": "processes",
         "num_processes": "processes",
         "n_jobs": "processes",
-        "name": "is an option of the training program: give it after the word --, as in -- --name digits.",
-        "resume": "is an option of the training program: give it after the word --, as in -- --resume.",
+        "name": "is an option of the training program: give it after the two hyphens that begin its options.",
+        "resume": "is an option of the training program: give it after the two hyphens that begin its options.",
     }
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"processes": ("program", "processes", "seconds")}
 
