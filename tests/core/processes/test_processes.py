@@ -244,7 +244,7 @@ def test_a_resumed_run_keeps_its_number(
         ((), r"No program was given: give one of agents\.dqn"),
         (("agents.stream",), r"no program 'agents\.stream' for it"),
         (("vision.clasify",), r"no program 'vision\.clasify' for it \(did you mean vision\.classify\?\)"),
-        (("classify", "--name", "a"), "--name is an option of the training program: give it after the two hyphens that begin its options"),
+        (("classify", "--name", "a"), "--name is an option of the training program: give it after the two hyphens"),
         (("classify", "--nproc-per-node", "2"), "--nproc-per-node is --processes here"),
         (("classify", "--processes", "-1"), "--processes cannot be -1"),
         (("classify", "--", "--learning-rat", "3"), "There is no flag --learning-rat"),
