@@ -132,8 +132,9 @@ def check_command_line(read: Callable[[Sequence[str] | None, str], object], desc
 
     def check() -> None:
         config = read(None, description or "")
+        is_training = hasattr(config, "resume")  # others may print JSON, which another program reads
         is_first_process = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
-        if getattr(config, "quiet", True) is False and is_first_process:
+        if is_training and not getattr(config, "quiet", False) and is_first_process:
             print(f"{program()}: loading PyTorch", flush=True)
 
     run_main(check)
