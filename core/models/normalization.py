@@ -30,7 +30,6 @@ ConfigT = TypeVar("ConfigT", bound=Any)
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel."""
 MAX_MOMENT = 1e6  # NaN and Inf are refused
-MAX_MOMENT = 1e6  # NaN and Inf are refused
 CONFIG_FILES = {
     "config.json": ("pretrained_cfg", "mean", "std"),
     "preprocessor_config.json": ("", "image_mean", "image_std"),
@@ -141,9 +140,8 @@ def _read_moments(file: Path, keys: tuple[str, str, str]) -> Moments | None:
         if mean_key not in content or std_key not in content:
             return None
         mean, std = (tuple(float(value) for value in content[key]) for key in (mean_key, std_key))
-        if not (
-            len(mean) == len(std) == 3 and all(abs(m) < 1e6 and 0 < s < 1e6 for m, s in zip(mean, std, strict=True))
-        ):
+        within = all(abs(m) < MAX_MOMENT and 0 < s < MAX_MOMENT for m, s in zip(mean, std, strict=False))
+        if not (len(mean) == len(std) == 3 and within):
             raise ValueError(f"{mean_key} and {std_key} are not three numbers each")
     except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
         raise UserError(

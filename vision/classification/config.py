@@ -34,7 +34,12 @@ OptionalPositive = Annotated[float | None, Range(0, low_open=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class Config(NormalizationOptions, BatchNormOptions):
-    """Config of an image classification run."""
+    """Config of an image classification run.
+
+    A config made in Python has the class defaults and the values that it is given: no preset is applied, so that
+    Config(data="cifar10") has the backbone deep_cnn. `read_config(["--data", "cifar10"])` returns the config of the
+    command line, with the values of its preset and of airbench.
+    """
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "grey": "grayscale",
@@ -279,20 +284,26 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 SMALL_PHOTOGRAPHS = ("cifar10", "cifar100")  # named data sets that preset "fast" learns with the values of "airbench"
+OTHER_METHOD = ("backbone", "optimizer", "pretrained_backbone", "weights")  # given: "fast" keeps its own values
+# airbench94_muon.py sums the loss over a batch and decays by 2e-6 per image. Its learning rate of Muon is constant.
+PER_IMAGE = ("output_learning_rate", "bias_learning_rate", "weight_decay")
 
 
 def adapt_to_data(config: Config, given: Collection[str]) -> Config:
-    """Let preset "fast" have the values of "airbench" for small photographs.
+    """Let preset "fast" have the values of "airbench" for small photographs, and those fit the batch size.
 
     Args:
         config: of a new run.
-        given: fields that keep their values. With a backbone among them, no field changes.
+        given: fields that keep their values. With one of `OTHER_METHOD` among them, preset "fast" has its own values.
     """
-    if config.preset != "fast" or config.data not in SMALL_PHOTOGRAPHS or "backbone" in given:
+    airbench = PRESETS["airbench"]
+    if config.preset == "fast" and config.data in SMALL_PHOTOGRAPHS and not set(OTHER_METHOD).intersection(given):
+        values = {**{name: getattr(Config, name) for name in PRESETS["fast"]}, **airbench}
+        config = replace(config, **{name: value for name, value in values.items() if name not in given})
+    elif config.preset != "airbench" or config.optimizer != airbench["optimizer"]:
         return config
-    defaults = {name: getattr(Config, name) for name in PRESETS["fast"]}
-    values = {**defaults, **PRESETS["airbench"]}
-    return replace(config, **{name: value for name, value in values.items() if name not in given})
+    factor = config.batch_size / airbench["batch_size"]
+    return replace(config, **{name: airbench[name] * factor for name in PER_IMAGE if name not in given})
 
 
 read_config = partial(

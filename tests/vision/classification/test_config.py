@@ -45,8 +45,35 @@ def test_what_is_given_is_kept() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("--data", "mnist"), ("--data", "cifar10", "--backbone", "deep_cnn"), ("--data", "cifar10", "--preset", "photos")],
+    [
+        ("--data", "mnist"),
+        ("--data", "mnist", "--batch-size", "50"),
+        ("--data", "cifar10", "--backbone", "deep_cnn"),
+        ("--data", "cifar10", "--optimizer", "adamw"),
+        ("--data", "cifar10", "--optimizer", "sgd"),
+        ("--data", "cifar10", "--pretrained-backbone", "runs/a"),
+        ("--data", "cifar10", "--weights", "resnet18.pth"),
+        ("--data", "cifar10", "--preset", "photos"),
+        ("--data", "cifar10", "--preset", "airbench", "--optimizer", "sgd", "--batch-size", "50"),
+    ],
 )
 def test_other_runs_are_not_changed(words: tuple[str, ...]) -> None:
     expected = parse(config.Config, config.PRESETS, list(words), "")
     assert settings(*words) == to_dict(replace(expected, preset="", name=""))
+
+
+@pytest.mark.parametrize("preset", ["fast", "airbench"])
+def test_the_rates_of_airbench_follow_the_batch_size(preset: str) -> None:
+    """airbench94_muon.py: 0.67 (on logits divided by 256) and 0.053 on a sum over the batch, decay 2e-6 per image."""
+    found = settings("--data", "cifar10", "--preset", preset, "--batch-size", "128")
+    assert found["output_learning_rate"] == pytest.approx(0.67 * 128 / 256**2, rel=3e-3)  # the preset has .0204
+    assert found["bias_learning_rate"] == pytest.approx(0.053 * 128)
+    assert found["weight_decay"] == pytest.approx(2e-6 * 128)
+    assert (found["learning_rate"], found["batch_size"]) == (0.24, 128)
+    given = settings("--data", "cifar10", "--preset", preset, "--batch-size", "128", "--bias-learning-rate", "7")
+    assert given == {**found, "bias_learning_rate": 7.0}
+
+
+def test_a_config_made_in_python_has_the_class_defaults() -> None:
+    assert config.Config(data="cifar10").backbone == "deep_cnn"
+    assert config.read_config(["--data", "cifar10"]).backbone == "airbench"
