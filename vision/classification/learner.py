@@ -5,6 +5,7 @@ Shapes: N images, B batch, b a part of it, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -112,6 +113,10 @@ class Training(SupervisedTraining[Classifier]):
         for layer in self._whitening:
             layer.trains_bias = not epochs or self.updates < epochs * self.updates_per_epoch
         super().update(index_B)
+
+    def frozen_parameters(self) -> Sequence[Tensor]:
+        """Return the bias of the whitening layer in the epochs that do not train it."""
+        return [layer.bias for layer in self._whitening if not layer.trains_bias]
 
     @property
     def should_stop_early(self) -> bool:

@@ -221,7 +221,8 @@ def probe_update(
 ) -> Callable[[], object]:
     """Return an update to be timed for `core.training_program.choose_compute`.
 
-    It trains on the first images, as many as one process gets of a batch.
+    It trains on the first images, as many as one process gets of a batch. It is always the first update of a run:
+    airbench's code is compiled again when its first bias is frozen, and there is one update per epoch here.
 
     Args:
         make: class of the training state.
@@ -236,7 +237,12 @@ def probe_update(
         data = dataclasses.replace(data, train=data.train.take(slice(0, number)))
     training = make(config, data, compute, World())
     first = torch.arange(min(number, len(data.train)))
-    return lambda: training.update(first)
+
+    def update() -> None:
+        training.updates = 0
+        training.update(first)
+
+    return update
 
 
 def restore(

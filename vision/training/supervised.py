@@ -59,6 +59,10 @@ class SupervisedTraining(EpochTraining[NetworkT]):
         """Return the settings of `make_optimizer` for biases and output layers. Empty: their defaults."""
         return {}
 
+    def frozen_parameters(self) -> Sequence[Tensor]:
+        """Return the parameters that require gradients and that the current update does not change."""
+        return ()
+
     @abstractmethod
     def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss and the accuracy (scalars) of training images, by `parallel.forward`."""
@@ -86,6 +90,9 @@ class SupervisedTraining(EpochTraining[NetworkT]):
                 loss, accuracy = self.losses(index_b)
                 self.parallel.backward(loss * fraction)
             sums += torch.stack([loss.detach(), accuracy]) * fraction
+        # Of a compiled loss in several processes they have gradients of 0, and momentum and weight decay would go on.
+        for parameter in self.frozen_parameters():
+            parameter.grad = None
         norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), self.config.max_grad_norm, norm)

@@ -20,6 +20,7 @@ from zerokara.core.distributed import World
 from zerokara.core.divergence import has_finite_weights
 from zerokara.vision.classification.config import NO_AUGMENTATION, Config
 from zerokara.vision.classification.learner import Data, Training
+from zerokara.vision.training.epochs import probe_update
 
 PLAIN: dict[str, Any] = {**NO_AUGMENTATION, "dropout": 0.0, "width_multiplier": 0.25, "validation_images": 20}
 
@@ -361,6 +362,22 @@ def test_the_first_layer_of_airbench_is_whitened_and_its_bias_frozen() -> None:
     always.updates = 50
     always.update(torch.arange(10))
     assert always.network.backbone.get_parameter("whiten.bias").grad is not None
+
+
+def test_the_probe_times_one_variant_of_airbench() -> None:
+    """Its batch is an epoch, and code that is compiled for the trained bias is of no use for the frozen one."""
+    made = []
+
+    def make(*args: Any) -> Training:
+        made.append(Training(*args))
+        return made[0]
+
+    settings = {"backbone": "airbench", "width_multiplier": 1 / 8, "optimizer": "muon_sgd", "whitening_bias_epochs": 1}
+    config = Config(**PLAIN | settings, batch_size=10)
+    step = probe_update(make, config, Data.load(config), World(), Compute())
+    for _ in range(3):
+        step()
+        assert made[0].network.backbone.get_submodule("whiten").trains_bias
 
 
 def test_a_run_of_airbench_continues_bit_for_bit_where_its_bias_is_frozen() -> None:
