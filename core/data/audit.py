@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from zerokara.core.config import UserError, abbreviate
@@ -50,9 +51,23 @@ class Audit:
         Raises:
             UserError: more than a tenth of the images, and more than ten, were left out.
         """
-        number = len(self.left_out) - first
-        if number > max(FEW, MAX_FRACTION * (used + number)):
-            raise UserError(
-                f"{number:,} of {used + number:,} images in {where} cannot be used, and at most a tenth may be left "
-                f"out: repair or remove them. {' '.join(self.left_out[first : first + EXAMPLES])}"
-            )
+        check_fraction(self.left_out[first:], used, where)
+
+
+def check_fraction(left_out: Sequence[str], used: int, where: str) -> None:
+    """Check that most of the images can be used.
+
+    Args:
+        left_out: one sentence for each image that cannot be used.
+        used: number of the others.
+        where: the folder or archive, for the message.
+
+    Raises:
+        UserError: more than a tenth of the images, and more than ten, are left out.
+    """
+    number = len(left_out)
+    if number > max(FEW, MAX_FRACTION * (used + number)):
+        raise UserError(
+            f"{number:,} of {used + number:,} images in {where} cannot be used, and at most a tenth may be left out: "
+            f"repair or remove them. {' '.join(left_out[:EXAMPLES])}"
+        )

@@ -85,10 +85,9 @@ def _read_file(
         first = next(each for each in content["images"] if not _is_image(each))
         if not images:
             raise ValueError(f"the image {str(first)[:60]} has no id or no file_name")
-        number = len(content["images"]) - len(images)
-        listing.audit.left_out.append(
-            f"{number:,} images in {name} without id or file_name, such as {str(first)[:60]}."
-        )
+        for index, each in enumerate(content["images"]):
+            if not _is_image(each):
+                listing.unusable[f"{name}[{index}]"] = f"The image {str(each)[:60]} in {name} has no id or file_name."
     known = spellings(unique_names((each["id"], str(each["file_name"])) for each in images))
     by_id: dict[Any, AnnotatedImage] = {}
     lost: list[str] = []
@@ -134,6 +133,7 @@ def _add_annotation(
         if row["image_id"] not in known:
             listing.audit.left_out.append(f"{which}: there is no image with the id {row['image_id']!r}.")
     elif label is None:
+        annotated.invalid += 1
         listing.audit.left_out.append(f"{which}: there is no category with the id {row['category_id']!r}.")
     elif row.get("iscrowd"):
         listing.audit.left_out.append(f"a crowd of {label} in {annotated.annotation_file}.")
@@ -142,5 +142,6 @@ def _add_annotation(
             x, y, width, height = map(float, row["bbox"])
         except (KeyError, TypeError, ValueError):
             listing.audit.left_out.append(f"{which}: its bbox is not four numbers.")
+            annotated.invalid += 1
             return
         listing.add(annotated, label, (x, y, x + width, y + height))

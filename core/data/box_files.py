@@ -20,7 +20,7 @@ def read_boxes(members: Sequence[str], read: Read, where: Path) -> Listing:
     """Read all annotations of a folder or archive, in the first format found of VOC, COCO and YOLO.
 
     Images are sorted by path. What is left out is named in the audit: annotations without an image, images without an
-    annotation, and invalid boxes.
+    annotation, and invalid boxes. Images that have annotations, but no valid one, are in `Listing.unusable`.
 
     Args:
         members: paths in the folder or archive.
@@ -46,7 +46,8 @@ def read_boxes(members: Sequence[str], read: Read, where: Path) -> Listing:
                         f"{each.annotation_file}: remove one of the files."
                     )
                 annotated[each.picture] = each.annotation_file
-            if missing := [path for path in pictures if path not in annotated]:
+            listing.leave_out_images()
+            if missing := [path for path in pictures if path not in annotated and path not in listing.unusable]:
                 listing.audit.notes.append(
                     f"left out: {len(missing):,} images without an annotation: {name_some(missing)}"
                 )

@@ -33,6 +33,8 @@ class AnnotatedImage:
     """True if boxes are fractions of the image's width and height instead of pixels."""
     size: tuple[int, int] | None = None
     """Width and height of the image as the annotation states them; None: not stated."""
+    invalid: int = 0
+    """Number of its annotations that cannot be read."""
     split: AnySplit | None = None
     """Split that a folder or the annotation file is named after; None: none."""
 
@@ -47,6 +49,8 @@ class Listing:
     classes: tuple[str, ...]
     audit: Audit = field(default_factory=Audit)
     """Annotations that were left out, and further remarks for the user."""
+    unusable: dict[str, str] = field(default_factory=dict)
+    """Image without a readable annotation, or annotation file of an unknown image -> one sentence."""
 
     def add(self, annotated: AnnotatedImage, label: str, box: Box) -> None:
         """Add a box to an image, or a description of it to what is left out if it is empty or infinite."""
@@ -54,8 +58,19 @@ class Listing:
         if not sound or not all(map(math.isfinite, box)):
             values, why = ", ".join(f"{value:g}" for value in box), "is infinite" if sound else "has no area"
             self.audit.left_out.append(f"{label} ({values}) in {annotated.annotation_file}: the box {why}.")
+            annotated.invalid += 1
         else:
             annotated.boxes.append((label, box))
+
+    def leave_out_images(self) -> None:
+        """Move the images that have annotations, but none that can be read, from `pictures` to `unusable`.
+
+        As images without objects, they would teach a detector that there is none.
+        """
+        for each in self.pictures:
+            if each.invalid and not each.boxes:
+                self.unusable[each.picture] = f"{each.picture} has no valid annotation in {each.annotation_file}."
+        self.pictures = [each for each in self.pictures if each.picture not in self.unusable]
 
 
 def stated_size(width: object, height: object) -> tuple[int, int] | None:
@@ -123,13 +138,32 @@ def _choose(candidates: Sequence[str], annotation: str) -> str | None:
     if len(same) == 1:
         return same[0]
     # The file of one split may name the folder of its images: annotations/instances_train2017.json, train2017/1.jpg.
-    words = set(re.split(r"[^0-9a-z]+", annotation.rpartition("/")[2].lower()))
-    words |= {word.rstrip("0123456789") for word in words}
-    named = [path for path in candidates if words & {part.lower() for part in path.split("/")[:-1]}]
+    words = _words(annotation.rpartition("/")[2].rpartition(".")[0])
+    lengths = {path: max((_matched(part, words) for part in path.split("/")[:-1]), default=0) for path in candidates}
+    longest = max(lengths.values(), default=0)
+    named = [path for path, length in lengths.items() if length == longest > 0]
     if len(named) == 1 and not same:
         return named[0]
     compatible = [path for path in candidates if None in (split_of(path), split_of(annotation))]
     return compatible[0] if len(candidates) == len(compatible) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[\W_]+", name.lower()) if word]
+
+
+def _matched(folder: str, words: Sequence[str]) -> int:
+    """Return the number of words of a folder's name if they follow one another in `words`, else 0.
+
+    site_a is in instances_site_a, and train in instances_train2017.
+    """
+    parts = _words(folder)
+    starts = range(len(words) - len(parts) + 1)
+    found = any(
+        all(part in (word, word.rstrip("0123456789")) for part, word in zip(parts, words[start:], strict=False))
+        for start in starts
+    )
+    return len(parts) if found else 0
 
 
 def _folder_key(path: str) -> tuple[str, ...]:

@@ -25,14 +25,13 @@ def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: P
         UserError: all XML files are damaged, or annotate images that do not exist.
     """
     finder, listing = ImageFinder(pictures), Listing("PASCAL VOC XML", [], ())
-    damaged: list[UserError] = []
     lost: list[str] = []
     several: list[str] = []
     for name in (name for name in files if name.lower().endswith(".xml")):
         try:
             root = _parse(read, name, where)
         except UserError as error:
-            damaged.append(error)
+            listing.unusable[finder.by_stem(name) or name] = str(error)
             continue
         if root.tag != "annotation":
             continue
@@ -44,9 +43,8 @@ def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: P
         annotated = AnnotatedImage(picture, name, size=size, split=split_of(picture) or split_of(name))
         several += [name for item in root.iter("object") if _add_object(listing, annotated, item) > 1]
         listing.pictures.append(annotated)
-    if damaged and not listing.pictures:
-        raise damaged[0]
-    listing.audit.left_out += map(str, damaged)
+    if listing.unusable and not listing.pictures:
+        raise UserError(next(iter(listing.unusable.values())))
     if lost and not listing.pictures:
         raise UserError(
             f"{where} has {len(lost):,} annotations of images that it does not contain, the first of them {lost[0]}: "
@@ -87,9 +85,11 @@ def _add_object(listing: Listing, annotated: AnnotatedImage, item: ET.Element) -
         except ValueError:
             what = label or "an object"
             listing.audit.left_out.append(f"{what} in {annotated.annotation_file}: the box has not four numbers.")
+            annotated.invalid += 1
             continue
         if not label:
             listing.audit.left_out.append(f"an object in {annotated.annotation_file}: it has no name.")
+            annotated.invalid += 1
             continue
         # A box from a pixel to itself would be one pixel large; such boxes are accidental clicks in practice.
         empty = x2 <= x1 or y2 <= y1

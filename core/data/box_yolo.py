@@ -16,6 +16,7 @@ NOT_LABELS = frozenset({"classes.txt", "readme.txt", "license.txt", "notes.txt",
 
 
 MAX_YAML_BYTES = 2**20
+NULLS = ("null", "Null", "NULL", "~")  # of YAML, and the empty text
 MAX_DIGITS = 12  # of the number of a class
 FRACTIONS = (-0.5, 1.5)
 """Limits of the numbers of a line, which are 0 to 1 apart from objects at the edge; larger ones are pixels."""
@@ -41,16 +42,17 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
     for picture in pictures:
         name = next((texts[place] for place in _places(picture) if place in texts), None)
         annotated = AnnotatedImage(picture, name or picture, relative=True, split=split_of(picture))
-        listing.pictures.append(annotated)
         if name is None:
             without_file.append(picture)
+            listing.pictures.append(annotated)
             continue
         used.add(name)
         try:
             text = read(name).decode("utf-8-sig", "replace")
         except UserError as error:
-            listing.audit.left_out.append(str(error))
+            listing.unusable[picture] = str(error)
             continue
+        listing.pictures.append(annotated)
         for line in text.splitlines():
             if not line.strip():
                 continue
@@ -58,9 +60,10 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
                 rows.append((annotated, *_parse_line(line, keypoint_values)))
             except ValueError as error:
                 listing.audit.left_out.append(f"the line {line[:40]!r} of {name}: {error}.")
+                annotated.invalid += 1
     if not rows:
-        if listing.audit.left_out:
-            raise UserError(f"{where} has no valid YOLO annotation, the first error is in {listing.audit.left_out[0]}")
+        if errors := [*listing.audit.left_out, *listing.unusable.values()]:
+            raise UserError(f"{where} has no valid YOLO annotation, the first error is in {errors[0]}")
         return Listing(listing.format_name, [], ())
     if without_file:
         listing.audit.notes.append(
@@ -189,9 +192,38 @@ def _yaml(content: bytes, name: str, where: Path) -> Any:
         raise invalid(name, where, f"it has {len(content):,} bytes, and at most {MAX_YAML_BYTES:,} are read")
     try:
         # All values stay text: "yes" and "010" are names of classes, not True and 8.
-        return yaml.load(content, yaml.BaseLoader)
+        loader = yaml.BaseLoader(content)
+        try:
+            node = loader.get_single_node()
+            _check_keys(node)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise invalid(name, where, error_summary(error)) from None
+
+
+def _check_keys(root: Any) -> None:
+    """Check the keys of YAML's nodes, of which PyYAML keeps the last one silently.
+
+    Raises:
+        ValueError: a mapping has a key twice.
+    """
+    import yaml
+
+    visited, waiting = set[int](), [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in visited:  # an alias
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if twice := [key for key, count in keys.items() if count > 1]:
+                raise ValueError(f"the key {twice[0][:60]!r} occurs twice")
+            waiting += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
 
 
 def _yaml_names(document: Any, name: str, where: Path) -> dict[int, str]:
@@ -201,7 +233,7 @@ def _yaml_names(document: Any, name: str, where: Path) -> dict[int, str]:
         UserError: `names` is something else.
     """
     names = document.get("names") if isinstance(document, dict) else None
-    if not names:
+    if not names or names in NULLS:
         return {}
     if isinstance(names, list):
         names = {str(number): label for number, label in enumerate(names)}

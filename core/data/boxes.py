@@ -114,6 +114,7 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
         audit.notes += listing.audit.notes
         audit.left_out += listing.audit.left_out
         left_out_before = len(audit.left_out)
+        audit.left_out += listing.unusable.values()
         readable, canvases, scales, boxes = [], [], [], []
         frames: Counter[str] = Counter()
         cut = 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from zerokara.core.config import UserError
+from zerokara.core.data.audit import check_fraction
 from zerokara.core.data.image_files import LOSSY_SUFFIXES, SUFFIXES, is_hidden
 from zerokara.core.data.label_colors import FILE as LABEL_COLORS
 from zerokara.core.data.label_colors import LabelColors, read_label_colors
@@ -81,8 +82,8 @@ def list_pairs(
         masks: paths in a separate folder or archive of masks, a function that reads them, and its name.
 
     Raises:
-        UserError: none of the layouts was found, no image has a mask, there are too few images, or labelmap.txt is
-            invalid.
+        UserError: none of the layouts was found, no image has a mask, there are too few images, labelmap.txt is
+            invalid, or more than a tenth of the pairs that PASCAL VOC's lists name do not exist.
     """
     members = [name for name in members if not is_hidden(name)]
     tables = [name for name in members if name.rpartition("/")[2] == NAMES]
@@ -95,6 +96,7 @@ def list_pairs(
     elif masks is None and (lists := [name for name in members if f"/{name}".endswith("/" + VOC_LIST.format("train"))]):
         root = lists[0].removesuffix(VOC_LIST.format("train"))
         found, lacking = _voc(members, read, where, root)
+        check_fraction(lacking, sum(map(len, found.values())), where)
         return Listing("PASCAL VOC", _divide(found, where), classes or VOC, 255, lacking)
     of_camvid = masks is None and any(part.endswith(ANNOT) for name in members for part in name.split("/")[:-1])
     left_out: list[str] = []

@@ -16,7 +16,10 @@ BOXES = (
         "YOLO lines in pixels",
         DETECT,
         "wrong, silent: the whole image",
-        ("1 left out: the line '0 3 3 8 8' of a.txt: its numbers must be fractions",),
+        (
+            "2 left out: the line '0 3 3 8 8' of a.txt: its numbers must be fractions",
+            "a.png has no valid annotation",
+        ),
         lambda: yolo({"set/a.txt": "0 3 3 8 8\n"}),
     ),
     Situation(

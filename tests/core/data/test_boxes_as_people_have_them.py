@@ -401,7 +401,7 @@ def test_an_image_of_coco_without_a_name_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(content))
     boxes = load(tmp_path)
     assert boxes_of(boxes, 0) == [[2, 3, 12, 8]]
-    assert "1 images in c.json without id or file_name, such as {'id': 99}" in boxes.messages[-1]
+    assert "The image {'id': 99} in c.json has no id or file_name." in boxes.messages[-1]
 
 
 def test_a_single_folder_of_a_split_holds_all_images(tmp_path: Path) -> None:

@@ -112,6 +112,14 @@ def test_voc_lists(tmp_path: Path) -> None:
     inner = path / "VOCdevkit" / "VOC2012"
     (inner / "ImageSets/Segmentation/train.txt").write_text("x\ny\n")
     assert load_masks(str(inner), "test").names == ("z",), "the folder itself is given"
+    for number, expected in ((10, ("y",)), (11, None)):
+        missing = "".join(f"m{index}\n" for index in range(number))
+        (inner / "ImageSets/Segmentation/train.txt").write_text(f"x\ny\n{missing}")
+        if expected:
+            assert load_masks(str(inner), "train").names == expected
+        else:
+            with pytest.raises(UserError, match=r"11 of 14 images in .* cannot be used"):
+                load_masks(str(inner), "train")
 
 
 @pytest.mark.parametrize(
