@@ -81,6 +81,26 @@ def configure(
     return replace(requested, **options_on_resume(requested, given, content["extra"].get("compute")))
 
 
+def refuse_whitening(config: ConfigT, given: Collection[str]) -> ConfigT:
+    """Refuse airbench without pretrained weights, as `adjust` of a program that does not whiten its first layer.
+
+    Args:
+        config: has the fields backbone, pretrained_backbone and resume, perhaps weights.
+        given: not used.
+
+    Raises:
+        UserError: the backbone is airbench, and nothing gives its weights.
+    """
+    if config.backbone == "airbench" and not (
+        config.resume or config.pretrained_backbone or getattr(config, "weights", "")
+    ):
+        raise UserError(
+            "The first layer of the backbone airbench would be random and frozen, because only vision.classify whitens "
+            "it with the training images: give such a run by --pretrained-backbone, or choose another --backbone."
+        )
+    return config
+
+
 def _is_restarted(folder: Path) -> bool:
     """Return True if this torchrun has created the run, and has now restarted its processes after a failure.
 

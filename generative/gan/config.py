@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.choices import Background, Switch
 from zerokara.core.config import NamesOrPath, Range, UserError, is_import_path
-from zerokara.core.run_config import configure
+from zerokara.core.run_config import configure, refuse_whitening
 from zerokara.core.run_options import BatchNormOptions
 from zerokara.generative.gan import names
 
@@ -246,7 +246,14 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
             --rollback without --resume; adaptive augmentation whose probability stays 0.
     """
     config = configure(
-        Config, PRESETS, argv, description, kind=KIND, name_fields=("data", "preset", "seed"), changeable=CHANGEABLE
+        Config,
+        PRESETS,
+        argv,
+        description,
+        kind=KIND,
+        name_fields=("data", "preset", "seed"),
+        changeable=CHANGEABLE,
+        adjust=refuse_whitening,
     )
     if config.rollback and not config.resume:
         raise UserError("--rollback needs an existing run: add --resume and its --name.")

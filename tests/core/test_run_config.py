@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,11 @@ from zerokara.core import run_config
 from zerokara.core.config import UserError
 from zerokara.core.run_config import configure, default_name
 from zerokara.core.training_program import open_run
+from zerokara.generative.gan import config as gan
+from zerokara.vision.captioning import config as captioning
 from zerokara.vision.classification.config import PRESETS, Config, read_config
+from zerokara.vision.detection import config as detection
+from zerokara.vision.segmentation import config as segmentation
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,15 @@ def test_paths_and_ids_become_parts_of_a_name(fields: list[str], name: str) -> N
 def test_name_of_a_classifier() -> None:
     config = read_config(["--data", "../my pets.zip", "--seed", "3", "--preset", "book"])
     assert config.name == "classify-my_pets-deep_cnn-book-3"
+
+
+@pytest.mark.parametrize("program", [captioning, detection, gan, segmentation])
+def test_airbench_needs_weights_where_its_first_layer_is_not_whitened(program: Any) -> None:
+    with pytest.raises(UserError, match="first layer of the backbone airbench would be random and frozen"):
+        program.read_config(["--backbone", "airbench"])
+    given = ["--backbone", "airbench", "--pretrained-backbone", "runs/a"]
+    assert program.read_config(given).backbone == "airbench"
+    assert program.read_config(["--backbone", "resnet20"]).backbone == "resnet20"
 
 
 def test_a_renamed_folder_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.choices import Stem
 from zerokara.core.config import Range
-from zerokara.core.run_config import configure
+from zerokara.core.run_config import configure, refuse_whitening
 from zerokara.core.run_options import BatchNormOptions, NormalizationOptions
 from zerokara.vision.captioning import names
 
@@ -132,5 +132,6 @@ read_config = partial(
     kind=KIND,
     name_fields=("data", "backbone", "preset", "split_seed", "seed"),
     changeable=CHANGEABLE,
+    adjust=refuse_whitening,
 )
 """Reads the config from the command line; with --resume, from the run's folder."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from zerokara.core.choices import Stem
 from zerokara.core.config import Range, UserError
-from zerokara.core.run_config import configure
+from zerokara.core.run_config import configure, refuse_whitening
 from zerokara.core.run_options import BatchNormOptions, NormalizationOptions
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.detection import names
@@ -236,6 +236,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 read_config = partial(
-    configure, Config, PRESETS, kind=KIND, name_fields=("data", "method", "preset", "seed"), changeable=CHANGEABLE
+    configure,
+    Config,
+    PRESETS,
+    kind=KIND,
+    name_fields=("data", "method", "preset", "seed"),
+    changeable=CHANGEABLE,
+    adjust=refuse_whitening,
 )
 """Reads the config from the command line; with --resume, from the run's folder."""
