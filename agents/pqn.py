@@ -29,7 +29,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from zerokara.agents.configs.pqn import KIND, Config, deviations, read_config
+from zerokara.agents.configs.pqn import KIND, Config, check_minibatches, deviations, read_config
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import run_main
 from zerokara.core.schedules import linear
@@ -301,6 +301,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: open the run folder, choose the hardware settings, train."""
     world = World.from_env(config.device)
     check_divisible(config, world, "num_envs")
+    check_minibatches(config, world.size)
     with contextlib.closing(make_env(config, world)) as env, open_run(config, KIND, world) as run:
         run.callback = callback
         timed = partial(probe_step, config, env, world)

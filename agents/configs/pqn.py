@@ -143,14 +143,24 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
             into minibatches of equal size; with --resume, a flag contradicts the config of the run.
     """
     config = read_agent_config(Config, PRESETS, argv, description, KIND)
-    if config.rollout_steps * config.num_envs % config.num_minibatches:
-        raise UserError(
-            f"A rollout of --rollout-steps {config.rollout_steps} in --num-envs {config.num_envs} environments cannot "
-            f"be divided evenly into --num-minibatches {config.num_minibatches}: change one of them."
-        )
-    if config.lstm_units and config.num_envs % config.num_minibatches:
-        raise UserError(
-            f"With --lstm-units a minibatch holds whole rollouts, and --num-envs {config.num_envs} environments cannot "
-            f"be divided evenly into --num-minibatches {config.num_minibatches}: change one of them."
-        )
+    check_minibatches(config)
     return config
+
+
+def check_minibatches(config: Config, processes: int = 1) -> None:
+    """Check that the rollout of each process can be divided into minibatches of equal size.
+
+    Args:
+        config: settings of the run, whose environments can be divided evenly among the processes.
+        processes: each divides the rollout of its own environments into `num_minibatches`.
+
+    Raises:
+        UserError: it cannot; with an LSTM, its environments cannot.
+    """
+    own = config.num_envs // processes
+    envs = f"--num-envs {config.num_envs} environments" + f", {own} in each of {processes} processes," * (processes > 1)
+    refusal = f"cannot be divided evenly into --num-minibatches {config.num_minibatches}: change one of them."
+    if config.rollout_steps * own % config.num_minibatches:
+        raise UserError(f"A rollout of --rollout-steps {config.rollout_steps} in {envs} {refusal}")
+    if config.lstm_units and own % config.num_minibatches:
+        raise UserError(f"With --lstm-units a minibatch holds whole rollouts, and {envs} {refusal}")

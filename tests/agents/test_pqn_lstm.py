@@ -20,7 +20,7 @@ from tests.agents.small_runs import CATCH
 from tests.programs import metrics
 from zerokara import envs
 from zerokara.agents import evaluate, export, play, pqn
-from zerokara.agents.configs.pqn import Config, read_config
+from zerokara.agents.configs.pqn import Config, check_minibatches, read_config
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import RecurrentNetwork, make_pqn_network
 from zerokara.agents.qlearning.policy import RecurrentPolicy
@@ -253,6 +253,51 @@ def test_the_model_file_is_exported_and_onnx_is_refused(finished: Path, tmp_path
 def test_mistakes_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_config([*TINY, *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "processes", "message"),
+    [
+        (
+            [],
+            4,
+            "With --lstm-units .* 4 environments, 1 in each of 4 processes, cannot be divided evenly into --num-mini",
+        ),
+        (
+            ["--lstm-units", "0", "--num-minibatches", "8"],
+            2,
+            "A rollout of --rollout-steps 10 in --num-envs 4 environments, 2 in each of 2 processes, cannot",
+        ),
+    ],
+)
+def test_the_rollout_of_each_process_must_have_all_minibatches(
+    words: list[str], processes: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = read_config([*TINY, *words])
+    monkeypatch.setattr(World, "from_env", lambda device: World(size=processes))
+    with pytest.raises(UserError, match=message):
+        pqn.start(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_divided_environments_are_accepted() -> None:
+    check_minibatches(read_config(TINY), 2)  # 2 environments in each process, a minibatch of each
+
+
+def test_the_loop_of_the_lstm_is_excluded_from_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilation unrolls the loop, which takes minutes; nothing is compiled here."""
+    loop = RecurrentNetwork._recurrence
+    monkeypatch.setattr(RecurrentNetwork, "_recurrence", loop)  # restores it
+    disabled: list[object] = []
+    monkeypatch.setattr(torch.compiler, "disable", lambda function: disabled.append(function) or function)
+    monkeypatch.setattr(Compute, "function", lambda compute, function: function)
+    sizes = {"width_multiplier": 0.25, "hidden_units": 8}
+    for units, compiled in ((0, True), (UNITS, False)):
+        pqn.make_learner(Config(lstm_units=units, **sizes), OBS, ACTIONS, Compute(compile=compiled), World())
+    assert disabled == []
+    pqn.make_learner(Config(lstm_units=UNITS, **sizes), OBS, ACTIONS, Compute(compile=True), World())
+    assert disabled == [loop]
 
 
 def test_preset_of_cleanrl_has_one_frame_and_frames_can_be_stacked() -> None:
