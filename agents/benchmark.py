@@ -21,10 +21,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -60,7 +59,6 @@ class Options(ClusterOptions):
         "cuda": "is --device cuda here.",
     }
     REQUIRES: ClassVar[Mapping[str, Requirement]] = {
-        "envs": (lambda options: not options.games, "an empty --games"),
         "page": (lambda options: bool(options.results), "--results"),
         "dopamine": (lambda options: not options.results, "an empty --results"),
     }
@@ -118,8 +116,23 @@ class Options(ClusterOptions):
     """Device: auto, cpu, cuda, cuda:<n> or mps. auto uses all CUDA GPUs in turn, or the CPU if there is none."""
 
 
+def read_options(argv: Sequence[str] | None = None, description: str = "") -> Options:
+    """Read the options from the command line.
+
+    Raises:
+        UserError: as in `core.command_line.parse`; --envs and --games are both given.
+    """
+
+    def check(options: Options, given: Collection[str]) -> Options:
+        if options.games and "envs" in given:
+            raise UserError("Give --envs or --games, not both: --games takes the place of --envs.")
+        return options
+
+    return parse(Options, {}, argv, description, adjust=check)
+
+
 if __name__ == "__main__":
-    check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
+    check_command_line(read_options, __doc__)  # before the imports below, which take seconds
 
 from rich.console import Console
 
@@ -214,11 +227,13 @@ def keep_results(runs: Sequence[PlannedRun], options: Options, folder: Path, max
     """Train the runs that have no file in --results, write the file of each one as soon as it has ended, and the page.
 
     Raises:
-        UserError: a file in --results is damaged, or holds the result of another run.
+        UserError: a file in --results is damaged, or holds the result of another run; --report, and there is no file.
         Stopped: a signal stopped the benchmark.
     """
     kept = ResultsFolder(Path(options.results), options.settings, options.protocol, max_processes)
     page = Path(options.page) if options.page else kept.path / "evidence.md"
+    if options.report and not kept.read():  # a mistyped folder would replace the tables of a page
+        raise UserError(f"There is no result in --results {kept.path}: name another folder, or leave --report out.")
     missing = kept.missing(runs)
 
     def save_if_finished(run: PlannedRun) -> None:
@@ -346,7 +361,7 @@ def output_folder(options: Options) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Plan the runs, run them, read their results, and write the tables."""
-    options = parse(Options, {}, argv, __doc__ or "")
+    options = read_options(argv, __doc__ or "")
     if options.games:
         options = replace(options, envs=environments(options.games))
     folder = output_folder(options)

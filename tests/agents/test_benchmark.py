@@ -236,7 +236,9 @@ def test_error_prints_one_line_and_exits_with_code_2(tmp_path: Path) -> None:
         (["--device", "toaster"], "no device 'toaster'"),
         (["--report"], "No run can be scored"),
         (["--dopamine", "dopamine_pong.json"], "no Atari game"),
-        (["--games", "atari-5"], "--envs has no effect without an empty --games"),
+        (["--games", "atari-5"], "Give --envs or --games"),
+        (["--games", "atari-5", "--envs", "ALE/Pong-v5"], "Give --envs or --games"),  # the default, but given
+        (["--report", "--results", "typo", "--page", "copy.md"], "There is no result in --results typo"),
         (["--page", "page.md"], "--page has no effect without --results"),
     ],
 )
@@ -244,6 +246,7 @@ def test_error_messages(words: list[str], message: str, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         benchmark.main([*TINY, *words])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_of_a_run_is_refused(catch_run: Path) -> None:
