@@ -173,7 +173,7 @@ def store(config: Config, replay: Replay, obs: np.ndarray, action_N: np.ndarray,
     """Store a step in the replay buffer: with the sign of the rewards, and lost lives as terminals, if configured."""
     reward_N = np.sign(step.reward) if config.clip_rewards else step.reward
     life_lost_N = step.life_lost if config.terminal_on_life_loss else None
-    last_obs = step.last_obs if step.truncated.any() else obs  # some environments make it when it is used
+    last_obs = step.last_obs if step.truncated.any() else obs  # else not used, and some environments would make it
     replay.add(obs, action_N, reward_N, step.terminal, step.truncated, last_obs, life_lost_N, **options)
 
 

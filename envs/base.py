@@ -30,7 +30,8 @@ class Step:
         truncated: (N,) bool, the time limit was reached: bootstrap from last_obs; excludes terminal.
         life_lost: (N,) bool, without a reset; the learner may treat it as terminal.
         last_obs: (N, C, H, W), before any reset, or a function; may be the array obs if no episode ended; None: obs.
-        frame: (N, F, H, W), newest frames of obs, read-only: they may be part of later observations. None: obs.
+        frame: (N, F, H, W), newest frames of obs, read-only: they may be part of later observations. None: `frame` is a
+            read-only view of obs, (N, C, H, W).
     """
 
     __slots__ = ("_frame", "_last_obs", "_obs", "life_lost", "reward", "terminal", "truncated")
@@ -52,7 +53,7 @@ class Step:
     def first(cls, obs: np.ndarray, frame_channels: int) -> Step:
         """Return the observations of a reset as a step, without a reward and an ending."""
         nothing_N = np.zeros(len(obs), bool)
-        return cls(obs, nothing_N.astype(np.float32), *(nothing_N,) * 3, obs, obs[:, -frame_channels:])
+        return cls(obs, nothing_N.astype(np.float32), *(nothing_N,) * 3, obs, _read_only(obs[:, -frame_channels:]))
 
     @property
     def obs(self) -> np.ndarray:
@@ -70,8 +71,11 @@ class Step:
 
     @property
     def frame(self) -> np.ndarray:
-        """Newest frames (N, F, H, W) of `obs`, read-only; they are not copied, and no stack is made for them."""
-        return self.obs if self._frame is None else self._frame
+        """Newest frames (N, F, H, W) of `obs`, read-only; they are not copied, and no stack is made for them.
+
+        All frames of `obs` (N, C, H, W) if the environment hands out no frames; the last F channels are the newest.
+        """
+        return _read_only(self.obs) if self._frame is None else self._frame
 
     def __reduce__(self) -> tuple[type[Step], tuple[np.ndarray | None, ...]]:
         """Return what `pickle` and `copy` save: all arrays, without the functions that make them."""
@@ -79,6 +83,13 @@ class Step:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield from (self.obs, self.reward, self.terminal, self.truncated, self.life_lost, self.last_obs)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """Return a read-only view; the array stays as it is."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 class VectorEnv(ABC):
