@@ -64,7 +64,7 @@ LEARNS_CATCH = (
 @pytest.mark.parametrize(
     "words",
     [
-        ("--head", "c51"),
+        ("--head", "c51", "--final-learning-rate", "2e-5", "--learning-rate-decay-steps", "60000"),
         ("--head", "qr", "--num-quantiles", "32"),
         ("--head", "iqn", "--num-tau-samples", "8", "--num-target-tau-samples", "8", "--num-policy-tau-samples", "8"),
         ("--munchausen",),
