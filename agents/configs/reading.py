@@ -73,7 +73,8 @@ def read_agent_config(
         if getattr(config, "same_padding", False) and getattr(config, "backbone", "") not in PADDED_BACKBONES:
             own = {**own, "same_padding": False}  # what a preset sets for its own backbone
         if getattr(config, "spr_weight", 0):
-            own = {**own, "target_tau": 0.005, "random_shift": 4}
+            values = {"target_tau": 0.005, "random_shift": 4}  # of a preset of one's own they stay
+            own = {**own, **{k: v for k, v in values.items() if getattr(config, k) == getattr(config_class, k)}}
         averages = getattr(config, "target_tau", 1) < 1 or (own.get("target_tau", 1) < 1 and "target_tau" not in given)
         if averages:  # an average follows every update, as in the papers that use it
             own = {**own, "target_update_steps": 1}

@@ -21,6 +21,7 @@ from tests.agents.small_runs import CATCH
 from tests.programs import metrics
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config, read_config
+from zerokara.agents.configs.reading import read_agent_config
 from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Replay
@@ -252,6 +253,14 @@ def test_spr_sets_an_averaged_target_and_random_shifts() -> None:
     assert (own.target_tau, own.target_update_steps, own.random_shift, own.spr_steps) == (0.01, 1, 0, 3)
     plain = read_config(["--preset", "data-efficient"])
     assert (plain.spr_weight, plain.target_tau, plain.random_shift) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(("values", "expected"), [({"target_tau": 0.01}, (0.01, 4)), ({"random_shift": 2}, (0.005, 2))])
+def test_spr_keeps_the_values_of_a_preset(values: dict[str, Any], expected: tuple[float, int]) -> None:
+    presets = {"fast": {}, "own": {"spr_weight": 2.0, **values}}
+    given = read_agent_config(Config, presets, ["--preset", "own"], "", "dqn")
+    assert (given.target_tau, given.random_shift) == expected
+    assert given.target_update_steps == 1
 
 
 @pytest.mark.parametrize(
