@@ -290,13 +290,22 @@ def test_the_loop_of_the_lstm_is_excluded_from_compilation(monkeypatch: pytest.M
     loop = RecurrentNetwork._recurrence
     monkeypatch.setattr(RecurrentNetwork, "_recurrence", loop)  # restores it
     disabled: list[object] = []
-    monkeypatch.setattr(torch.compiler, "disable", lambda function: disabled.append(function) or function)
+
+    def disable(function: object) -> object:
+        disabled.append(function)
+        return function
+
+    monkeypatch.setattr(torch.compiler, "disable", disable)
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
-    sizes = {"width_multiplier": 0.25, "hidden_units": 8}
-    for units, compiled in ((0, True), (UNITS, False)):
-        pqn.make_learner(Config(lstm_units=units, **sizes), OBS, ACTIONS, Compute(compile=compiled), World())
+
+    def make(lstm_units: int, *, compiled: bool) -> None:
+        config = Config(lstm_units=lstm_units, width_multiplier=0.25, hidden_units=8)
+        pqn.make_learner(config, OBS, ACTIONS, Compute(compile=compiled), World())
+
+    make(0, compiled=True)
+    make(UNITS, compiled=False)
     assert disabled == []
-    pqn.make_learner(Config(lstm_units=UNITS, **sizes), OBS, ACTIONS, Compute(compile=True), World())
+    make(UNITS, compiled=True)
     assert disabled == [loop]
 
 
