@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,26 @@ def has_finite_weights(*modules: nn.Module) -> bool:
     """Return True if all parameters and buffers of the modules are finite. Synchronizes with the device."""
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+
+def check_finite_file(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that the weights of a file are finite.
+
+    Args:
+        tensors: of the file, by name.
+        path: of the file, for the message.
+
+    Raises:
+        UserError: a weight is NaN or Inf.
+    """
+    for name, tensor in tensors.items():
+        # PyTorch has no isfinite for 8-bit floats.
+        wide = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+        if not wide.isfinite().all():
+            raise UserError(
+                f"{path} has non-finite weights (NaN or Inf) in {name}: give a file that was saved before the training "
+                f"diverged."
+            )
 
 
 def check_finite(module: nn.Module, when: str, folder: Path) -> None:

@@ -30,6 +30,7 @@ from zerokara.core.backbones.registry import BackboneName, is_custom
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
+from zerokara.core.divergence import check_finite_file
 from zerokara.core.importing import locate
 from zerokara.core.media import to_uint8
 from zerokara.core.run import Run
@@ -100,8 +101,8 @@ class Metadata(ABC, Generic[NetworkT]):
         """Load a network, in evaluation mode, float32 on the CPU, and its metadata, from a run folder or a model file.
 
         Raises:
-            UserError: the file is missing or damaged, contains another kind of network, or has another version of the
-                format.
+            UserError: the file is missing or damaged, has NaN or Inf among its weights, contains another kind of
+                network, or has another version of the format.
         """
         metadata, weights = cls.read(path)
         return metadata.make(weights, path), metadata
@@ -297,10 +298,11 @@ def read(path: Path, file_format: str, network: str, program: str) -> tuple[dict
         ) from None
     if header.get("format") != file_format:
         raise UserError(
-            f"{path} is not a {network} of this version of zerokara: its format is {header.get('format')!r}, "
+            f"{path} is not a {network} of this version of zerokara: its format is {header.get('format')!r:.60}, "
             f"{file_format!r} was expected; give the folder of a run of {program}, or a file that it wrote. Published "
             f"weights are read by the programs that train, with --weights or --pretrained-backbone."
         )
+    check_finite_file(weights, path)
     return _fields(header, path), weights
 
 

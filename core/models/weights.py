@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from zerokara.core import checkpoint
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.config import UserError, error_summary
+from zerokara.core.divergence import check_finite_file
 from zerokara.core.file_start import describe_file
 
 _SCALAR: Any = cast(Any, np.float64(0)).__reduce__()[0]  # the function that recreates a number of NumPy
@@ -84,7 +85,7 @@ def load_pretrained_backbone(backbone: Backbone, path: Path) -> LoadReport:
         path: a run folder (model.safetensors, else checkpoint-0.pt), or a file: *.safetensors, *.pt, *.pth.
 
     Raises:
-        UserError: the file is missing or damaged, or none of its weights fits.
+        UserError: the file is missing or damaged, none of its weights fits, or one that does is NaN or Inf.
     """
     if path.is_dir():
         files = [path / "model.safetensors", path / "checkpoint-0.pt"]
@@ -172,7 +173,8 @@ def _load(path: Path) -> Any:
                 f"weights with torch.save(network.state_dict(), file), and give that file."
             ) from None
         # torch's own message recommends to run the code in the file.
-        reason = "invalid bytes" if "weights_only" in str(error) else error_summary(error)
+        internal = ("weights_only", "miniz", "PytorchStreamReader", "INTERNAL ASSERT", "Invalid argument")
+        reason = "invalid bytes" if any(word in str(error) for word in internal) else error_summary(error)
         raise UserError(f"{path} is damaged or contains objects other than weights ({reason}): {AGAIN}.") from None
 
 
@@ -195,7 +197,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path, wh
         which: which of several copies in the file they are, for the report.
 
     Raises:
-        UserError: no tensor matches.
+        UserError: no tensor matches, or one that does has NaN or Inf.
     """
     state = module.state_dict()
     shared = [name for name in state if name in tensors]
@@ -217,6 +219,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path, wh
             f"Nothing in {source} fits this network (the network's tensors have names like {next(iter(state))}, the "
             f"file's like {first}): give weights of the same backbone, channels and width."
         )
+    check_finite_file({name: tensors[name] for name in fits}, source)
     with torch.no_grad():
         for name in fits:
             state[name].copy_(tensors[name])
@@ -235,7 +238,7 @@ def load_copy(
         source: their file, for messages.
 
     Raises:
-        UserError: no tensor matches.
+        UserError: no tensor matches, or one that does has NaN or Inf.
     """
     state = module.state_dict()
     ours = {**published, **{name: name for name in state}}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zerokara.core.backbones.base import scaled
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
+from zerokara.core.divergence import check_finite_file
 from zerokara.core.models.model_file import Metadata
 from zerokara.core.models.weights import read_tensors
 
@@ -115,13 +116,14 @@ def load(source: str) -> tuple[StyleNetwork, StyleMetadata]:
     """Load the network of a run's folder, of its model file, or of a file of PyTorch's example, on the CPU.
 
     Raises:
-        UserError: no such file, a damaged one, or one of another kind of network.
+        UserError: no such file, a damaged one, one with NaN or Inf, or one of another kind of network.
     """
     path = StyleMetadata.find(Path(source).expanduser())
     if path.suffix == ".safetensors":
         return StyleMetadata.load(path)
     # Old files of the example contain running means, which instance normalization does not use.
     tensors = {name: tensor for name, tensor in read_tensors(path).items() if ".running_" not in name}
+    check_finite_file(tensors, path)
     style_network = StyleNetwork()
     try:
         StyleMetadata.fill(style_network, tensors)

@@ -164,6 +164,10 @@ def test_other_files_raise_an_error(file: Path, classifier: Classifier, tmp_path
         save_file(weights, file, metadata)
         with pytest.raises(UserError, match=r"is not a classifier of this version .*--weights"):
             ClassifierMetadata.load(file)
+    save_file(weights, file, {"format": "[" * 200_000})
+    with pytest.raises(UserError, match="its format is ") as error:
+        ClassifierMetadata.load(file)
+    assert len(str(error.value)) < 700
 
 
 @pytest.mark.parametrize("metadata", [None, "{", "[]", '{"backbone": "resnet8"}', "unknown"])
@@ -174,6 +178,18 @@ def test_invalid_metadata_raises_an_error(metadata: str | None, file: Path, clas
     save_file({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, file, header)
     with pytest.raises(UserError, match=r"The metadata of .*model\.safetensors is invalid"):
         ClassifierMetadata.load(file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_nonfinite_weights_raise_an_error(value: float, file: Path, classifier: Classifier) -> None:
+    name = list(classifier.state_dict())[-1]
+    weights = {**classifier.state_dict(), name: torch.full_like(classifier.state_dict()[name], value)}
+    METADATA.save(file, weights)
+    message = rf"model\.safetensors has non-finite weights \(NaN or Inf\) in {name}:"
+    with pytest.raises(UserError, match=message):
+        ClassifierMetadata.load(file)
+    with pytest.raises(UserError, match=message):  # as pretrained weights
+        METADATA.build().load_published(file)
 
 
 def test_weights_of_another_network_raise_an_error(file: Path, classifier: Classifier) -> None:
