@@ -42,7 +42,7 @@ from zerokara.core.config import (
     validate,
 )
 from zerokara.core.help_text import help_text
-from zerokara.core.programs import program
+from zerokara.core.programs import program, short_names
 
 ConfigT = TypeVar("ConfigT", bound=Any)
 Requirement = tuple[Callable[[Any], bool], str]
@@ -149,6 +149,36 @@ def given_fields(
     """
     words = _normalized(list(sys.argv[1:] if argv is None else argv))
     return frozenset(_read(config_class, presets, _with_new_names(config_class, saved, words)))
+
+
+def parse_with_program(
+    config_class: type[ConfigT], argv: Sequence[str] | None, description: str, programs: Collection[str]
+) -> tuple[ConfigT, str, list[str]]:
+    """Read a command line of three parts: a training program, options and, after --, the options of the program.
+
+    Args:
+        config_class: as for `parse`, without presets; has the positional field program.
+        argv: as for `parse`.
+        description: as for `parse`.
+        programs: modules of the programs that may be given, also by their short names.
+
+    Returns:
+        The options, the module of the training program ("vision.classify"), and its arguments.
+
+    Raises:
+        UserError: an option is invalid, or the program is none of these.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    split = words.index("--") if "--" in words else len(words)
+    options = parse(config_class, {}, words[:split], description)
+    names = {short: module for module, short in short_names().items() if module in programs}
+    names |= {module: module for module in programs}
+    if options.program not in names:
+        given = (
+            f"There is no training program {options.program!r} for it" if options.program else "No program was given"
+        )
+        raise UserError(f"{given}{suggest(options.program, names)}: give one of {', '.join(programs)}.")
+    return options, names[options.program], words[split + 1 :]
 
 
 def format_arguments(config_class: type[Any], values: Mapping[str, Any]) -> list[str]:

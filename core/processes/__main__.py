@@ -23,10 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from zerokara.core.command_line import check_command_line, parse
-from zerokara.core.config import Positional, Range, UserError, run_main, suggest
+from zerokara.core.command_line import check_command_line, parse_with_program
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.machine import usable_cores
-from zerokara.core.programs import short_names
 
 # Training programs that several processes run together.
 TRAINING_PROGRAMS = (
@@ -58,23 +57,8 @@ class Options:
 
 
 def read_command_line(argv: Sequence[str] | None, description: str) -> tuple[Options, str, list[str]]:
-    """Read the command line; argv None: sys.argv.
-
-    Returns:
-        The options, the module of the training program ("vision.classify"), and its arguments.
-
-    Raises:
-        UserError: an option is invalid, or there is no such program.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    split = words.index("--") if "--" in words else len(words)
-    options = parse(Options, {}, words[:split], description)
-    names = {short: module for module, short in short_names().items() if module in TRAINING_PROGRAMS}
-    names |= {module: module for module in TRAINING_PROGRAMS}
-    if options.program not in names:
-        given = f"There is no program {options.program!r} for it" if options.program else "No program was given"
-        raise UserError(f"{given}{suggest(options.program, names)}: give one of {', '.join(TRAINING_PROGRAMS)}.")
-    return options, names[options.program], words[split + 1 :]
+    """Read the command line as `core.command_line.parse_with_program`."""
+    return parse_with_program(Options, argv, description, TRAINING_PROGRAMS)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from zerokara.core.command_line import check_command_line, parse
+from zerokara.core.command_line import check_command_line, parse_with_program
 from zerokara.core.config import (
     MAX_MESSAGE,
     Positional,
@@ -32,7 +32,6 @@ from zerokara.core.config import (
     flag,
     from_dict,
     run_main,
-    suggest,
     to_dict,
 )
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
@@ -103,29 +102,18 @@ class SeedRun:
 
 
 def read_command_line(argv: Sequence[str] | None, description: str) -> tuple[Options, str, list[str]]:
-    """Read the command line; argv None: sys.argv.
-
-    Returns:
-        The options, the module of the training program ("vision.classify"), and its arguments.
+    """Read the command line as `core.command_line.parse_with_program`.
 
     Raises:
-        UserError: an option is invalid, or there is no such program.
+        UserError: as there; there are no seeds, or the program is given an option that is set here.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    split = words.index("--") if "--" in words else len(words)
-    arguments = words[split + 1 :]
-    options = parse(Options, {}, words[:split], description)
-    names = {short: module for module, short in short_names().items() if module in TRAINING_PROGRAMS}
-    names |= {module: module for module in TRAINING_PROGRAMS}
-    if options.program not in names:
-        given = f"There is no training program {options.program!r}" if options.program else "No program was given"
-        raise UserError(f"{given}{suggest(options.program, names)}: give one of {', '.join(TRAINING_PROGRAMS)}.")
+    options, module, arguments = parse_with_program(Options, argv, description, TRAINING_PROGRAMS)
     if not options.seeds:
         raise UserError("--seeds needs at least one value.")
     for word in arguments:
         if word.split("=")[0] in SET_HERE:
             raise UserError(f"{word} cannot be given after --: this program itself names, seeds and resumes the runs.")
-    return options, names[options.program], arguments
+    return options, module, arguments
 
 
 if __name__ == "__main__":

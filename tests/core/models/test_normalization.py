@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,10 @@ def test_published_files_bring_their_normalization(tmp_path: Path, name: str, co
     assert expected_moments(decide_normalization(chosen, 3)) == ((0.1,) * 3, (1.0,) * 3)
     off = config_with("weights", path, published_normalization=False)
     assert decide_normalization(off, 3) is off
-    for damaged in ("{", "[]", json.dumps({"pretrained_cfg": {"mean": 1, "std": 2}, "image_mean": 1, "image_std": 2})):
+    wrong = [(1, 2), *(([0.5, 0.5, limit], [0.2] * 3) for limit in (math.nan, -math.inf, 1e6, -1e6))]
+    wrong += [([0.5] * 3, [0.2, 0.2, limit]) for limit in (math.nan, 0.0, 1e6)]
+    files = ({"pretrained_cfg": {"mean": m, "std": s}, "image_mean": m, "image_std": s} for m, s in wrong)
+    for damaged in ("{", "[]", *map(json.dumps, files)):
         (tmp_path / name).write_text(damaged)
         with pytest.raises(UserError, match=rf"{name} beside the weights has no readable normalization"):
             decide_normalization(config_with("weights", path), 3)

@@ -242,8 +242,8 @@ def test_a_resumed_run_keeps_its_number(
     ("words", "message"),
     [
         ((), r"No program was given: give one of agents\.dqn"),
-        (("agents.stream",), r"no program 'agents\.stream' for it"),
-        (("vision.clasify",), r"no program 'vision\.clasify' for it \(did you mean vision\.classify\?\)"),
+        (("agents.stream",), r"no training program 'agents\.stream' for it"),
+        (("vision.clasify",), r"no training program 'vision\.clasify' for it \(did you mean vision\.classify\?\)"),
         (("classify", "--name", "a"), "--name is an option of the training program: give it after the two hyphens"),
         (("classify", "--nproc-per-node", "2"), "--nproc-per-node is --processes here"),
         (("classify", "--processes", "-1"), "--processes cannot be -1"),

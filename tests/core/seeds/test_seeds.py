@@ -93,7 +93,7 @@ def test_jobs_are_limited_by_gpus_only_if_the_runs_use_them(
     ("words", "message"),
     [
         ((), r"No program was given: give one of agents\.dqn"),
-        (("vision.clasify",), r"no training program 'vision\.clasify' \(did you mean vision\.classify\?\)"),
+        (("vision.clasify",), r"no training program 'vision\.clasify' for it \(did you mean vision\.classify\?\)"),
         (("vision.predict",), r"no training program 'vision\.predict'"),
         (("classify", "--seeds"), "--seeds needs at least one value"),
         (("classify", "--", "--seed", "3"), "--seed cannot be given after --"),
