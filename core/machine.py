@@ -49,12 +49,13 @@ def git_commit() -> str | None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return system, CPU model, logical cores, cores usable by this process, memory in bytes, and names of the GPUs."""
+    """Return system, CPU model and class, logical cores, cores usable by this process, memory in bytes, GPUs."""
     import torch
 
     return {
         "system": platform.platform(),
         "cpu": _cpu_model(),
+        "processor": processor_class(),
         "cores": os.cpu_count(),
         "cores_usable": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -62,12 +63,10 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def processor_class(device: str) -> str:
-    """Return the class of the processor of a device: "Intel Xeon, AMX", or the name of the GPU."""
+def processor_class() -> str:
+    """Return the class of the processor: "Intel Xeon, AMX"."""
     import torch
 
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
     model = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*|\d+-Core", "", _cpu_model())
     capabilities = torch.cpu.get_capabilities()
     units = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "BF16", "avx512_f": "AVX512", "avx2": "AVX2"}

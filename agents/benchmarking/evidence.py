@@ -26,7 +26,6 @@ from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS, Proto
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.config import UserError
-from zerokara.core.machine import processor_class
 from zerokara.core.report import read_json, write_json
 
 BEGIN, END = "<!-- agents.benchmark: begin -->", "<!-- agents.benchmark: end -->"
@@ -48,11 +47,11 @@ class Result:
     area: float  # mean of the learning curve
     evaluations: tuple[tuple[float, float], ...]  # the learning curve: frames of the game, mean raw return
     hours: float  # of wall clock, evaluations included
-    processor: str
-    threads: int
+    processor: str  # of the run, or "unknown"
+    threads: int  # of the run; 0: unknown
     precision: str
-    at_once: int  # runs that the benchmark had at the same time
-    load: float  # of the machine at the end: processes that compute or wait for a core, mean of 15 minutes
+    at_once: int  # most runs at the same time, of the command that wrote the file
+    load: float  # of the machine when it wrote the file: processes that compute or wait for a core, mean of 15 minutes
     git_commit: str | None
     versions: Mapping[str, str | None]
     created: str
@@ -151,7 +150,8 @@ class ResultsFolder:
             "area": record.area,
             "evaluations": [[float(x), float(y)] for x, y in zip(curve.x, curve.y, strict=True)],
             "hours": round(record.hours, 4),
-            "processor": processor_class(compute.get("device", run.config.device)),
+            "processor": _processor(record.content),
+            "threads": compute.get("threads", 0),
             "precision": compute.get("precision", planned.precision),
             "load": round(os.getloadavg()[2], 1),
             "git_commit": record.content.get("git_commit"),
@@ -169,6 +169,15 @@ class ResultsFolder:
         """
         results = [read_result(path) for path in sorted(self.path.glob("*.json"))]
         return sorted(results, key=lambda result: (result.env, result.method, result.protocol, result.seed))
+
+
+def _processor(content: Mapping[str, Any]) -> str:
+    """Return the processor or the GPU of a run, as its config.json names it, or "unknown"."""
+    machine, device = content.get("machine", {}), content.get("extra", {}).get("compute", {}).get("device", "")
+    if device.startswith("cuda"):
+        gpus, index = machine.get("gpus", []), int(device.partition(":")[2] or 0)
+        return str(gpus[index]) if index < len(gpus) else "unknown"
+    return str(machine.get("processor") or machine.get("cpu") or "unknown")  # older runs have the model only
 
 
 def read_result(path: Path) -> Result:
@@ -297,6 +306,10 @@ def _games(results: Sequence[Result]) -> Section:
     return Section("Games", columns, rows, note)
 
 
+def _threads(result: Result) -> str:
+    return f"{result.threads or 'unknown'} thread{'s' * (result.threads != 1)}"
+
+
 def _runs(results: Sequence[Result]) -> Section:
     """Table of runs: hours and hardware."""
     rows = [
@@ -304,7 +317,7 @@ def _runs(results: Sequence[Result]) -> Section:
             f"{result.env}, {_label(result)}, seed {result.seed}",
             f"{result.score:,.1f}",
             f"{result.hours:.2f}",
-            f"{result.processor}, {result.threads} thread{'s' * (result.threads != 1)}, {result.precision}",
+            f"{result.processor}, {_threads(result)}, {result.precision}",
             f"{result.at_once} at once, load {result.load:.1f}",
             (result.git_commit or "unknown")[:7],
             result.created,
@@ -312,10 +325,12 @@ def _runs(results: Sequence[Result]) -> Section:
         for result in results
     ]
     note = (
-        "Hours of wall clock, evaluations included. The load is that of the machine at the end of the run: with more "
-        "than its cores, hours are upper bounds."
+        "Hours of wall clock, evaluations included. The last column but two is about the machine and the command that "
+        "wrote the file of the result, at that time: runs at once at most, and mean load of 15 minutes. They are those "
+        "of the run only if the run ended there and then, as without --ray-address; with a load above the cores, hours "
+        "are then upper bounds."
     )
-    columns = ["run", "score", "hours", "hardware", "beside it", "commit", "started"]
+    columns = ["run", "score", "hours", "hardware", "when its file was written", "commit", "started"]
     return Section("Runs", columns, rows, note)
 
 

@@ -1,4 +1,4 @@
-"""Capabilities of the machine: instructions for bfloat16."""
+"""Capabilities of the machine: instructions for bfloat16; class of the processor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from zerokara.core.machine import has_bfloat16
+from zerokara.core import machine
+from zerokara.core.machine import describe_machine, has_bfloat16
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,9 @@ def test_gpus(major: int, expected: bool, monkeypatch: pytest.MonkeyPatch) -> No
     assert has_bfloat16(torch.device("cuda:1")) is expected
     assert asked == [torch.device("cuda:1")]
     assert has_bfloat16(torch.device("mps"))
+
+
+def test_class_of_the_processor_is_saved_with_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_cpu_model", lambda: "Intel(R) Xeon(R) CPU @ 2.20GHz")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "amx_bf16": True, "avx2": True})
+    assert describe_machine()["processor"] == "Intel Xeon, AMX"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,8 @@ def test_summary_counts_games_and_seeds() -> None:
 def record_of(seed: int) -> Record:
     curve = Curve("", {}, np.array([100.0, 400.0]), np.array([-3.0, 4.0]))
     content = {
-        "extra": {"compute": {"device": "cpu", "precision": "bfloat16"}},
+        "extra": {"compute": {"device": "cpu", "precision": "bfloat16", "threads": 3}},
+        "machine": {"cpu": "A(R) B", "processor": "A B, AVX2", "gpus": ["G", "H"]},
         "git_commit": "abc",
         "versions": {"torch": "2"},
         "created": "2026-11-30T05:00:00+00:00",
@@ -141,8 +143,30 @@ def test_file_of_a_run_is_written_and_read(tmp_path: Path) -> None:
     assert result.settings == ("n_step=2",)
     assert (result.score, result.area, result.hours, result.at_once, result.precision) == (4, 0.5, 0.25, 2, "bfloat16")
     assert (result.evaluations, result.created) == (((100, -3), (400, 4)), "2026-11-30")
-    assert result.processor
+    assert (result.processor, result.threads) == ("A B, AVX2", 3), "those of the run, not of this machine"
     assert path.stat().st_size < 2_000
+
+
+@pytest.mark.parametrize(
+    ("compute", "machine", "expected"),
+    [
+        ({"device": "cpu", "threads": 2}, {"cpu": "A(R) B", "gpus": []}, ("A(R) B", 2)),  # an older run
+        ({"device": "cuda:1", "threads": 1}, {"cpu": "A", "processor": "A, AVX2", "gpus": ["G", "H"]}, ("H", 1)),
+        ({"device": "cuda", "threads": 1}, {"cpu": "A", "gpus": ["G", "H"]}, ("G", 1)),
+        ({"device": "cuda"}, {}, ("unknown", 0)),
+        ({}, {}, ("unknown", 0)),
+    ],
+)
+def test_hardware_is_that_of_the_run(
+    compute: dict[str, Any], machine: dict[str, Any], expected: tuple[str, int], tmp_path: Path
+) -> None:
+    content = {**record_of(1).content, "extra": {"compute": compute}, "machine": machine}
+    folder = ResultsFolder(tmp_path, (), "nature", 1)
+    folder.save(planned()[0], replace(record_of(1), content=content))
+    (result,) = folder.read()
+    assert (result.processor, result.threads) == expected
+    if not compute:
+        assert rows([result], 2)[0][3].startswith("unknown, unknown threads, ")
 
 
 def test_file_of_another_run_is_refused(tmp_path: Path) -> None:
