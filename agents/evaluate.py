@@ -91,7 +91,7 @@ from rich.table import Table
 
 from zerokara.agents.training.evaluation import Scores, evaluate, parallel_episodes
 from zerokara.agents.viewing.loading import Agent, evaluation_seed, find_agent, load_agent
-from zerokara.core.report import numbered, run_folders, tables_within, write_json
+from zerokara.core.report import numbered, run_folders, tables_within, to_json, write_json
 
 
 def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = save(result, agent.output_folder)
         results.append(result)
         if options.json:
-            print(json.dumps(result, allow_nan=False), flush=True)
+            print(to_json(result), flush=True)
         else:
             for line in [*format_protocol(result), f"  saved: {path}"]:
                 console.print(line, soft_wrap=True, highlight=False, markup=False)

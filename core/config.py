@@ -197,7 +197,7 @@ def describe_type(annotation: Any) -> str:
         words = f"several of {describe_type(args[0])}"
     else:
         names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
-        words = names.get(hint, str(hint))
+        words = "a mapping" if origin is Mapping else names.get(hint, str(hint))
     paths = [str(mark) for mark in marks if isinstance(mark, NamesOrPath)]
     return ", ".join([*(paths or [words]), *(str(mark) for mark in marks if isinstance(mark, Range))])
 
@@ -219,25 +219,28 @@ def validate(config: Any) -> None:
         hint, marks = split_annotation(annotation)
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if v is not None]
         allowed = [mark for mark in marks if isinstance(mark, Range | NamesOrPath)]
-        if not _fits(value, hint) or any(number not in mark for mark in allowed for number in numbers):
+        if not fits(value, hint) or any(number not in mark for mark in allowed for number in numbers):
             raise UserError(f"{flag(name)} cannot be {value!r}: it must be {describe_type(annotation)}.")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Return True if a value has the type `hint`; an int is accepted for a float, a bool is not a number."""
+def fits(value: Any, hint: Any) -> bool:
+    """Return True if a value has the type `hint`; an int is accepted for a float, a bool is not a number.
+
+    Of the content of mappings nothing is checked.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value in args
     if origin in (Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
+        return any(fits(value, arg) for arg in args)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
         items = args[:1] * len(value) if args[1:] == (...,) else args
-        return len(value) == len(items) and all(_fits(v, arg) for v, arg in zip(value, items, strict=True))
+        return len(value) == len(items) and all(fits(v, arg) for v, arg in zip(value, items, strict=True))
     if hint in (int, float):
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-    return isinstance(value, types.NoneType if hint is None else hint)
+    return isinstance(value, types.NoneType if hint is None else origin or hint)
 
 
 # ---- saved configs

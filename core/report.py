@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,20 +28,32 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+def to_json(content: Any, indent: int | None = None) -> str:
+    """Return plain values as JSON; null stands for NaN and infinite numbers, which JSON cannot represent."""
+    return json.dumps(_without_nan(content), indent=indent, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Write plain values as JSON. Returns the path.
+    """Write plain values as JSON, with null for NaN and infinite numbers. Returns the path.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON cannot represent.
         OSError: the file could not be written; an existing file is unchanged.
     """
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    text = to_json(content, indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
     return path
 
 
 def read_result(path: Path, *required: str, mappings: Sequence[str] = ()) -> dict[str, Any]:
-    """Read the result file of a finished run.
+    """Read the result file of a finished run. Figures that were not measured (null) become NaN.
 
     Args:
         path: of result.json.
@@ -53,7 +66,9 @@ def read_result(path: Path, *required: str, mappings: Sequence[str] = ()) -> dic
     content: dict[str, Any] = {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        figures = content["figures"]
+        figures = content["figures"] = {
+            name: math.nan if value is None else value for name, value in content["figures"].items()
+        }
         sound = set(required) <= set(figures) and all(isinstance(value, int | float) for value in figures.values())
         sound = sound and all(isinstance(content[name], dict) for name in ("figures", *mappings))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

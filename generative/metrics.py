@@ -19,7 +19,6 @@ Shapes: N real images, M generated images, C channels, H, W pixels, F features.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,6 +69,7 @@ from torch import Tensor, nn
 from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.progress import Progress
+from zerokara.core.report import to_json
 from zerokara.core.zoo import provenance
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.data import Data, load_split
@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         progress.close()
     if options.json:
-        print(json.dumps(result, indent=2, allow_nan=False))
+        print(to_json(result, indent=2))
         return
     Console().print(make_table(result["scores"]))
     for line in protocol_lines(result["protocol"]):

@@ -16,6 +16,7 @@ Shapes: N images, P proposals, K classes.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -133,7 +134,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
 def stopped_message(config: Config, run: Run, training: Training | None) -> str:
     """Return the closing message of a run that was stopped by a signal."""
     updates, last_map = (training.updates, training.last_map) if training is not None else (0, None)
-    score = "not validated yet" if last_map is None else f"validation mAP {last_map:.1%}"
+    score = "not validated yet" if last_map is None else f"validation mAP {percent(last_map)}"
     return (
         f"{config.data} at update {updates:,} of {config.updates:,}: {score}; resume with: "
         f"{resume_command('vision.detect', config.name)}"
@@ -204,6 +205,11 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
         "updates": training.updates,
         "compute": training.compute.to_dict(),
         "hours": training.stopwatch(),
+        "remarks": [
+            f"no true boxes in the {split} images: their mAP is null"
+            for split in ("validation", "test")
+            if math.isnan(results.get(f"{split}_map_50", 0.0))
+        ],
     }
     write_json(run.path("result.json"), {"figures": results, "protocol": protocol})
     return closing(config, results)
@@ -229,13 +235,21 @@ def test(config: Config, run: Run, training: Training, boxes: BoxSet) -> dict[st
     }
 
 
+def percent(score: float) -> str:
+    """Format a score from 0 to 1; NaN stands for one that cannot be measured."""
+    return "not measured" if math.isnan(score) else f"{score:.1%}"
+
+
 def closing(config: Config, results: dict[str, float]) -> str:
     """Return the closing message of a finished run."""
-    message = f"{config.data}, {config.method}: validation mAP {results['validation_map_50']:.1%}"
+    message = f"{config.data}, {config.method}: validation mAP {percent(results['validation_map_50'])}"
+    if math.isnan(results["validation_map_50"]):
+        message += " (no true boxes in the validation images)"
     if "test_map_50" in results:
+        unknown = " (no true boxes in the test images)" if math.isnan(results["test_map_50"]) else ""
         message += (
-            f", test mAP {results['test_map_50']:.1%} at IoU 0.5 and {results['test_map_50_95']:.1%} at 0.5 to 0.95; "
-            f"per image {results['proposal_seconds']:.2f} s for proposals and "
+            f", test mAP {percent(results['test_map_50'])} at IoU 0.5 and {percent(results['test_map_50_95'])} at 0.5 "
+            f"to 0.95{unknown}; per image {results['proposal_seconds']:.2f} s for proposals and "
             f"{results['network_seconds']:.3f} s for the network"
         )
     return f"{message}; try it with: {program_command('vision.detect_predict')} runs/{config.name} <image>"

@@ -9,6 +9,7 @@ test images with the same proposals; proposals and network are measured separate
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -166,7 +167,8 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for heading in ("run", "method", "mAP 0.5", "mAP 0.5:0.95", "proposals", "network", "times faster"):
         table.add_column(heading, overflow="fold", justify="left" if heading in ("run", "method") else "right")
     for row in rows:
-        scores = ["-" if row[name] is None else f"{row[name]:.1%}" for name in ("test_map_50", "test_map_50_95")]
+        found = [row[name] for name in ("test_map_50", "test_map_50_95")]
+        scores = ["-" if each is None or math.isnan(each) else f"{each:.1%}" for each in found]
         times = (f"{row['proposal_seconds']:.2f} s", f"{row['network_seconds']:.3f} s", f"{row['times_faster']:.1f}")
         table.add_row(Path(row["run"]).name, row["method"], *scores, *times)
     return table

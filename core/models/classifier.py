@@ -126,7 +126,7 @@ class ClassifierMetadata(NormalizedMetadata[Classifier]):
     PROGRAM = "vision.classify"
 
     backbone: str
-    head: str
+    head: Head
     classes: tuple[str, ...]
     channels: int
     image_size: tuple[int, int]  # (H, W)
@@ -140,7 +140,7 @@ class ClassifierMetadata(NormalizedMetadata[Classifier]):
             self.channels,
             self.image_size,
             len(self.classes),
-            head="pooled" if self.head == "pooled" else "paper",
+            head=self.head,
             dropout=self.dropout,
             **self.options,
         )

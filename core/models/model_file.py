@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.backbones.registry import BackboneName, is_custom
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import UserError, describe_type, error_summary, field_types, fits
 from zerokara.core.divergence import check_finite_file
 from zerokara.core.importing import locate
 from zerokara.core.media import to_uint8
@@ -93,6 +94,8 @@ class Metadata(ABC, Generic[NetworkT]):
         if half:
             weights = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}
         fields = dataclasses.asdict(self)
+        # A figure that could not be measured (NaN) is left out, because JSON has no NaN.
+        fields["figures"] = {name: value for name, value in self.figures.items() if math.isfinite(value)}
         fields["origin"] = fields["origin"] or run_origin(path.parent)
         write(path, weights, fields, self.FORMAT)
 
@@ -169,12 +172,24 @@ class Metadata(ABC, Generic[NetworkT]):
         """
         return cls(**lists_to_tuples(fields))
 
+    def check(self) -> None:
+        """Check the types of all fields, which may be anything in a damaged file.
+
+        Raises:
+            ValueError: a field has another type.
+        """
+        for name, hint in field_types(type(self)).items():
+            if not fits(value := getattr(self, name), hint):
+                raise ValueError(f"its {name} is {value!r:.60}, and not {describe_type(hint)}")
+
     @classmethod
     def _parse(cls, fields: Mapping[str, Any], path: Path) -> Self:
         if isinstance(backbone := fields.get("backbone"), str):  # perhaps a network of one's own
             fields = {**fields, "backbone": locate(backbone, path.parent)}
         try:
-            return cls.from_fields(fields)
+            metadata = cls.from_fields(fields)
+            metadata.check()
+            return metadata
         except (TypeError, ValueError) as error:
             raise UserError(_invalid_metadata_message(path, error)) from None
 
@@ -185,6 +200,16 @@ class NormalizedMetadata(Metadata[NetworkT]):
 
     mean: tuple[float, ...]  # of each channel over the training set; pixels are 0 to 1
     std: tuple[float, ...]
+
+    def check(self) -> None:
+        """Check the types of all fields, and that mean and standard deviation are those of channels."""
+        super().check()
+        sound = len(self.mean) == len(self.std) > 0 and all(map(math.isfinite, (*self.mean, *self.std)))
+        if not sound or min(self.std) <= 0 or len(self.mean) not in (1, getattr(self, "channels", len(self.mean))):
+            raise ValueError(
+                f"its mean {self.mean!r:.60} and std {self.std!r:.60} are not finite numbers, one for each channel, "
+                f"the std greater than 0"
+            )
 
     def normalize(self, images_BCHW: Tensor) -> Tensor:
         """Normalize images in [0, 1] to mean 0 and standard deviation 1 over the training set, per channel."""
@@ -337,8 +362,11 @@ def read_raw_metadata(path: Path) -> dict[str, Any]:
 def _fields(header: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Parse the metadata in the header of a file; their key is "card"."""
     try:
-        return dict(json.loads(header["card"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        content = json.loads(header.get("card", "null"))
+        if not isinstance(content, dict):
+            raise TypeError("it is not a mapping of names to values")
+        return content
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(_invalid_metadata_message(path, error)) from None
 
 

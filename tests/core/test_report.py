@@ -35,12 +35,14 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert path.read_text().endswith("}\n")
 
 
-def test_nan_is_rejected_and_the_old_file_is_kept(tmp_path: Path) -> None:
-    path = write_json(tmp_path / "a.json", {"error": 0.25})
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"error": float("nan")})
-    assert json.loads(path.read_text()) == {"error": 0.25}
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+def test_a_figure_that_was_not_measured_is_null_and_is_read_as_nan(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    path = write_json(tmp_path / "a.json", {"figures": {"error": nan, "loss": 0.5}, "rows": [{"a": (inf, 1)}]})
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert content == {"figures": {"error": None, "loss": 0.5}, "rows": [{"a": [None, 1]}]}
+    figures = read_result(path, "error")["figures"]
+    assert np.isnan(figures["error"])
+    assert figures["loss"] == 0.5
 
 
 def test_size_and_pixels_of_a_plot(tmp_path: Path) -> None:

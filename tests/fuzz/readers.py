@@ -286,7 +286,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         "config": one("config.json", config, read_config),
         "metrics": one("metrics.jsonl", metrics, lambda path: read_metrics(path / "metrics.jsonl")),
         "proposals": one(
-            "p.npz", _file_content(_proposals, folder, "p.npz"), lambda path: proposals.read(path / "p.npz")
+            "p.npz", _file_content(_proposals, folder, "p.npz"), lambda path: proposals.read(path / "p.npz", (40, 40))
         ),
         "jpeg in a folder": Reader({"a.jpg": jpeg}, ("a.jpg",), lambda path: read_image(path / "a.jpg")),
     }

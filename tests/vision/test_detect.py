@@ -205,6 +205,31 @@ def test_no_test_leaves_the_test_set_out(quick: Path, monkeypatch: pytest.Monkey
     assert not any(name.startswith("test") for name in read_results(quick / "runs" / "untested"))
 
 
+def test_without_true_boxes_in_the_test_images_their_scores_are_null(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = detect.Data.load
+
+    def without_boxes(config: detect.Config) -> detect.Data:
+        data = load(config)
+        few = data.test.take(range(2))
+        none = (torch.zeros(0, 4), torch.zeros(0, 4)), (torch.zeros(0).long(), torch.zeros(0).long())
+        return dataclasses.replace(data, test=dataclasses.replace(few, boxes=none[0], labels=none[1]))
+
+    monkeypatch.setattr(detect.Data, "load", without_boxes)
+    detect.main([*SMALL, "--name", "no-truth", "--updates", "2"])
+    said = "test mAP not measured at IoU 0.5 and not measured at 0.5 to 0.95 (no true boxes in the test images)"
+    out = " ".join(capsys.readouterr().out.split())
+    assert said in out
+    assert "proposals per image; there are no true boxes" in out
+    content = json.loads((quick / "runs" / "no-truth" / "result.json").read_text(), parse_constant=pytest.fail)
+    assert content["figures"]["test_map_50"] is None
+    assert content["protocol"]["remarks"] == ["no true boxes in the test images: their mAP is null"]
+    assert "test_map_50" not in DetectorMetadata.load(quick / "runs" / "no-truth")[1].figures
+    detect.main(["--name", "no-truth", "--resume"])
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_divergence_ends_the_run(quick: Path) -> None:
     words = [*SMALL, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-updates", "0"]
     with pytest.raises(UserError, match=r"NaN or Inf.*lower --learning-rate"):

@@ -165,7 +165,10 @@ class DetectorMetadata(NormalizedMetadata[Detector]):
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
         """Create from the fields in the file, where tuples are lists and the settings of selective search a dict."""
-        search = SearchSettings(**lists_to_tuples(fields.get("search", {})))
+        saved = fields.get("search", {})
+        if not isinstance(saved, Mapping):
+            raise TypeError(f"its search is {saved!r:.60}, and not the settings of selective search")
+        search = SearchSettings(**lists_to_tuples(saved))
         return super().from_fields({**fields, "search": search})
 
     def build(self) -> Detector:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import multiprocessing
 import os
 import time
@@ -54,6 +55,8 @@ class Coverage:
 
     def __str__(self) -> str:
         """Format as a sentence."""
+        if math.isnan(self.overlap):
+            return f"{self.number:,.0f} proposals per image; there are no true boxes"
         return (
             f"{self.number:,.0f} proposals per image cover {self.recall_50:.1%} of the true boxes at IoU 0.5, "
             f"{self.recall_70:.1%} at IoU 0.7; mean best overlap {self.overlap:.2f}"
@@ -90,7 +93,7 @@ def find_all(
     folder = folder / f"{VERSION}-{settings.key()}"
     images = [boxes.picture(index) for index in range(len(boxes))]
     files = [folder / f"{image_key(image)}.npz" for image in images]
-    found = [read(file) for file in files]
+    found = [read(file, image.shape[:2]) for file, image in zip(files, images, strict=True)]
     missing = [index for index, each in enumerate(found) if each is None]
     done = len(found) - len(missing)
     try:
@@ -147,8 +150,13 @@ def image_key(image_HWC: np.ndarray) -> str:
     return hashlib.sha256(repr(image_HWC.shape).encode() + image_HWC.tobytes()).hexdigest()[:32]
 
 
-def read(file: Path) -> Proposals | None:
-    """Read a cache file; return None if it is missing or damaged, so that its proposals are computed again."""
+def read(file: Path, size: tuple[int, ...]) -> Proposals | None:
+    """Read the cache file of an image; return None if it is missing or damaged: its proposals are computed again.
+
+    Args:
+        file: of the cache.
+        size: (H, W) of the image. A box outside of it, or one without area, makes the file a damaged one.
+    """
     try:
         # Read through memory, because NumPy does not close a damaged file.
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
@@ -156,6 +164,10 @@ def read(file: Path) -> Proposals | None:
     except Exception:  # noqa: BLE001  (zipfile, zlib and NumPy raise many types on damaged bytes)
         return None
     if boxes_P4.ndim != 2 or boxes_P4.shape[1] != 4 or boxes_P4.dtype != np.int32 or not np.isfinite(seconds):
+        return None
+    height, width = size
+    x1, y1, x2, y2 = boxes_P4.T
+    if not ((x1 >= 0) & (x1 < x2) & (x2 <= width) & (y1 >= 0) & (y1 < y2) & (y2 <= height)).all():
         return None
     return Proposals(torch.from_numpy(boxes_P4).float(), seconds)
 

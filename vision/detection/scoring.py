@@ -5,6 +5,7 @@ Shapes: N images, D detections, n true boxes, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +30,12 @@ class AveragePrecision:
 
 
 def precision(boxes: BoxSet, found: Sequence[Detections]) -> AveragePrecision:
-    """Compute COCO's average precision of detections.
+    """Compute COCO's average precision of detections; NaN if there are no true boxes.
 
     Classes without true boxes are left out of the means. Boxes are in pixels of the original images.
     """
+    if not any(boxes.counts.values()):
+        return AveragePrecision(math.nan, math.nan, {})
     from faster_coco_eval import COCO, COCOeval_faster  # imported here, because it is slow to import
 
     truth: list[dict[str, Any]] = []

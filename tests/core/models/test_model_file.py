@@ -180,6 +180,28 @@ def test_invalid_metadata_raises_an_error(metadata: str | None, file: Path, clas
         ClassifierMetadata.load(file)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("mean", "junk", "its mean is 'junk', and not several of a number"),
+        ("head", "junk", "its head is 'junk', and not one of paper, pooled"),
+        ("options", "junk", "its options is 'junk', and not a mapping"),
+        ("image_size", [32], r"its image_size is \(32,\)"),
+        ("std", [0.5, 0, 0.125], ".*std greater than 0"),
+        ("mean", [0.5, 0.5], ".*one for each channel"),
+        ("mean", [float("nan")] * 3, ".*not finite numbers"),
+    ],
+)
+def test_a_field_of_the_metadata_with_another_type_or_value_is_named(
+    field: str, value: object, said: str, file: Path, classifier: Classifier
+) -> None:
+    fields = {**dataclasses.asdict(METADATA), field: value}
+    model_file.write(file, classifier.state_dict(), fields, ClassifierMetadata.FORMAT)
+    for read in (ClassifierMetadata.load, ClassifierMetadata.read_metadata):
+        with pytest.raises(UserError, match=rf"The metadata of .*model\.safetensors is invalid \({said}"):
+            read(file)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_nonfinite_weights_raise_an_error(value: float, file: Path, classifier: Classifier) -> None:
     name = list(classifier.state_dict())[-1]

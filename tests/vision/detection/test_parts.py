@@ -221,13 +221,24 @@ def test_proposals_are_computed_once_and_cached(
         for position in rng.integers(len(damaged), size=3):
             damaged[position] = rng.integers(256)
         files[2].write_bytes(bytes(damaged[: rng.integers(1, len(damaged))] if seed % 2 else damaged))
-        found = proposal_files.read(files[2])
+        found = proposal_files.read(files[2], few.picture(2).shape[:2])
         assert found is None or found.boxes.shape[1:] == (4,)
     find_all(few, dataclasses.replace(SEARCH, sigma=1.0), 5, tmp_path)
     assert len(calls) == 6, "other settings need other proposals"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--proposal-cache"):
         find_all(few, SEARCH, 5, tmp_path / "file")
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 5, 5), (5, 0, 5, 5), (5, 5, 8, 3), (0, 0, 41, 5), (0, 0, 5, 31)])
+def test_cached_boxes_outside_of_the_image_or_without_area_are_not_used(tmp_path: Path, box: tuple[int, ...]) -> None:
+    sound = np.array([(0, 0, 40, 30), (3, 4, 9, 8)], np.int32)
+    proposal_files.write(tmp_path / "a.npz", sound, 1.0)
+    found = proposal_files.read(tmp_path / "a.npz", (30, 40))
+    assert found is not None
+    assert found.boxes.tolist() == sound.tolist()
+    proposal_files.write(tmp_path / "a.npz", np.array([sound[0], box], np.int32), 1.0)
+    assert proposal_files.read(tmp_path / "a.npz", (30, 40)) is None
 
 
 def test_several_processes_give_the_same_proposals(drawn: BoxSet, proposed: list[Proposals], tmp_path: Path) -> None:
