@@ -18,7 +18,7 @@ class Audit:
     """Record of one reading; empty if every file was used as it is."""
 
     converted: Counter[str] = field(default_factory=Counter)
-    """Number of images by kind of conversion, such as "of 16 bits, reduced to 8"."""
+    """Number of images, or of annotations, by kind of conversion, such as "of 16 bits, reduced to 8"."""
     left_out: list[str] = field(default_factory=list)
     """One sentence for each item that cannot be used."""
     ignored: Counter[str] = field(default_factory=Counter)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.data.box_types import AnnotatedImage, ImageFinder, Listing, Read, invalid, name_some, stated_size
+from zerokara.core.data.box_types import (
+    AnnotatedImage,
+    Box,
+    ImageFinder,
+    Listing,
+    Read,
+    invalid,
+    name_some,
+    stated_size,
+)
 from zerokara.core.data.coco_ids import spellings, unique_names
 from zerokara.core.data.splits import split_of, split_of_file
 
@@ -16,7 +26,9 @@ KEYS = frozenset({"images", "annotations", "categories"})
 
 
 def read_coco(files: Sequence[str], pictures: Sequence[str], read: Read, where: Path) -> Listing:
-    """Read COCO: a box is corner and size. Crowds (iscrowd) are left out and listed. Classes are sorted by id.
+    """Read COCO: a box is corner and size; an annotation that only has a segmentation gets the box around it.
+
+    Crowds (iscrowd) are left out and listed. Classes are sorted by id.
 
     Files of instances are read if there are any; those of keypoints, captions and panoptic masks annotate the same
     images. Classes of several files are matched by name.
@@ -58,9 +70,13 @@ def _is_image(entry: Any) -> bool:
 
 
 def _has_boxes(content: Mapping[str, Any]) -> bool:
-    """Return True if there are annotations with boxes, or no annotations."""
+    """Return True if there are annotations with boxes or segmentations, or no annotations."""
     rows = content["annotations"]
-    return not isinstance(rows, list) or not rows or any("bbox" in row for row in rows if isinstance(row, dict))
+    return (
+        not isinstance(rows, list)
+        or not rows
+        or any({"bbox", "segmentation"} & set(row) for row in rows if isinstance(row, dict))
+    )
 
 
 def _read_file(
@@ -139,9 +155,65 @@ def _add_annotation(
         listing.audit.left_out.append(f"a crowd of {label} in {annotated.annotation_file}.")
     else:
         try:
-            x, y, width, height = map(float, row["bbox"])
-        except (KeyError, TypeError, ValueError):
-            listing.audit.left_out.append(f"{which}: its bbox is not four numbers.")
+            box = _read_box(row, listing)
+        except (TypeError, ValueError) as error:
+            listing.audit.left_out.append(f"{which}: {error}.")
             annotated.invalid += 1
             return
-        listing.add(annotated, label, (x, y, x + width, y + height))
+        listing.add(annotated, label, box)
+
+
+def _read_box(row: Mapping[str, Any], listing: Listing) -> Box:
+    """Return the box of an annotation, or without one the box around its segmentation, which is counted.
+
+    Raises:
+        TypeError, ValueError: it has neither, or invalid ones.
+    """
+    if (bbox := row.get("bbox") or None) is not None or not row.get("segmentation"):
+        try:
+            x, y, width, height = map(float, bbox or ())
+        except (TypeError, ValueError):
+            raise ValueError("its bbox is not four numbers") from None
+        return x, y, x + width, y + height
+    segmentation = row["segmentation"]
+    if isinstance(segmentation, dict):
+        box = _around_runs(segmentation)
+        listing.audit.converted["run-length masks without a bbox, read as the boxes around them"] += 1
+        return box
+    try:
+        values = [[float(value) for value in polygon] for polygon in segmentation]
+        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in values):
+            raise ValueError("a polygon has at least 3 corners")
+    except (TypeError, ValueError):
+        raise ValueError("it has no bbox, and its segmentation is not polygons of x, y, x, y, x, y, ...") from None
+    xs = [x for polygon in values for x in polygon[::2]]
+    ys = [y for polygon in values for y in polygon[1::2]]
+    listing.audit.converted["polygons without a bbox, read as the boxes around them"] += 1
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _around_runs(segmentation: Mapping[str, Any]) -> Box:
+    """Return the box around a run-length mask: numbers of pixels off, on, off, ..., column by column.
+
+    Raises:
+        ValueError: the mask is compressed, empty or invalid.
+    """
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if isinstance(counts, str):
+        raise ValueError("it has no bbox, and its segmentation is a compressed run-length mask, which is not read")
+    try:
+        height, width = map(int, size or ())
+        ends = list(itertools.accumulate(int(count) for count in counts or ()))
+        sound = height > 0 and ends == sorted(ends) and ends[-1:] == [height * width]
+    except (TypeError, ValueError, OverflowError):
+        sound = False
+    if not sound:
+        raise ValueError("it has no bbox, and the counts of its run-length mask do not fit its size")
+    runs = [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=False) if end > start]
+    if not runs:
+        raise ValueError("it has no bbox, and its run-length mask is empty")
+    # A run that passes the bottom of a column covers the whole height of the box.
+    whole = any(start // height < (end - 1) // height for start, end in runs)
+    top = 0 if whole else min(start % height for start, _ in runs)
+    bottom = height if whole else max((end - 1) % height for _, end in runs) + 1
+    return runs[0][0] // height, top, (runs[-1][1] - 1) // height + 1, bottom

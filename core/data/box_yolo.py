@@ -57,7 +57,7 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
             if not line.strip():
                 continue
             try:
-                rows.append((annotated, *_parse_line(line, keypoint_values)))
+                rows.append((annotated, *_parse_line(line, keypoint_values, listing.audit.converted)))
             except ValueError as error:
                 listing.audit.left_out.append(f"the line {line[:40]!r} of {name}: {error}.")
                 annotated.invalid += 1
@@ -113,12 +113,13 @@ def _labels(folder: str) -> str:
     return "LABELS" if folder.isupper() else "Labels" if folder[0].isupper() else "labels"
 
 
-def _parse_line(line: str, keypoint_values: int) -> tuple[int, Box]:
+def _parse_line(line: str, keypoint_values: int, converted: Counter[str]) -> tuple[int, Box]:
     """Parse the class and the box of a line.
 
     Args:
         line: of a text file.
         keypoint_values: numbers of keypoints that follow a box; 0: none.
+        converted: a polygon is counted here.
 
     Raises:
         ValueError: it is not a class and a box or polygon.
@@ -139,6 +140,7 @@ def _parse_line(line: str, keypoint_values: int) -> tuple[int, Box]:
         return int(number), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     if len(values) >= 6 and len(values) % 2 == 0:
         xs, ys = values[::2], values[1::2]
+        converted["polygons, read as the boxes around them"] += 1
         return int(number), (min(xs), min(ys), max(xs), max(ys))
     raise ValueError(f"after the class come {len(values)} numbers, not 4 of a box or 6, 8, ... of a polygon")
 

@@ -113,6 +113,7 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
         listing = read_boxes(members, read, path)
         audit.notes += listing.audit.notes
         audit.left_out += listing.audit.left_out
+        audit.converted.update(listing.audit.converted)
         left_out_before = len(audit.left_out)
         audit.left_out += listing.unusable.values()
         readable, canvases, scales, boxes = [], [], [], []

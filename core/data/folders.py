@@ -160,9 +160,16 @@ def _walk(folder: Path, audit: Audit) -> Iterator[str]:
             if not link.is_symlink():
                 continue
             target = link.resolve()
-            if any(target.is_relative_to(one) or one.is_relative_to(target) for one in (top, *followed)):
+            known = (top, *followed)
+            if any(target.is_relative_to(one) or one.is_relative_to(target) for one in known):
                 folders.remove(name)
-                audit.notes.append(f"the link {link} is not followed: the images of {target} are read already")
+                if link.parent.resolve().is_relative_to(target):
+                    why = f"it is a link to {target}, a folder that holds it"
+                elif any(target.is_relative_to(one) for one in known):
+                    why = f"the images of {target} are read already"
+                else:
+                    why = f"{target} holds a folder that is read already"
+                audit.notes.append(f"the link {link} is not followed: {why}")
             else:
                 followed.append(target)
         inside = Path(root).relative_to(folder)

@@ -35,7 +35,7 @@ from zerokara.core.data.sources import require_data
 from zerokara.core.data.splits import AnySplit
 from zerokara.core.data.types import Progress
 
-REMEDY = "if other values are the classes, name them in their order, as in --mask-values 0 255"
+MAX_EXAMPLE = 10  # values that a message names as an example
 UNLABELED = 255  # number of unlabeled pixels in all masks of a MaskSet, independent of the files
 
 
@@ -152,19 +152,20 @@ def load_masks(
     if ignored is None:
         ignored = None if default in mask_values else default
     values = tuple(mask_values) or tuple(range(len(class_names) or _last_value(read_pairs, ignored) + 1))
+    remedy = _remedy(read_pairs.counts, unlabeled)
     if not class_names and split == "train" and (empty := [value for value in values if not read_pairs.counts[value]]):
         raise UserError(
             f"The masks of {split} in {path} have {_format_values(read_pairs.counts, (), ignored)}, and no pixel of "
-            f"class {empty[0]}: list all --classes, or {REMEDY}."
+            f"class {empty[0]}: list all --classes, or {remedy}."
         )
     class_names = class_names or tuple(f"class {number}" for number in range(len(values)))
     what = f"The masks of {split} in {path}"
     if len(class_names) < 2:
         raise UserError(
             f"{what} have 1 class ({_format_values(read_pairs.counts, values, ignored)}), but segmentation needs at "
-            f"least 2: {REMEDY}."
+            f"least 2: {remedy}."
         )
-    _check_values(read_pairs, values, ignored, what, in_training=split == "train")
+    _check_values(read_pairs, values, ignored, what, remedy, in_training=split == "train")
     table = np.full(256, UNLABELED, np.uint8)
     table[list(values)] = np.arange(len(values))
     if ignored is not None:
@@ -198,8 +199,15 @@ def _last_value(found: _ReadPairs, unlabeled: int | None) -> int:
     return max((value for value in np.flatnonzero(found.counts).tolist() if value != unlabeled), default=0)
 
 
+def _remedy(counts: np.ndarray, unlabeled: int | None) -> str:
+    """Return the advice of messages, with the values of the masks as the example if they are few."""
+    found = [value for value in np.flatnonzero(counts).tolist() if value != unlabeled]
+    example = " ".join(map(str, found if 2 <= len(found) <= MAX_EXAMPLE else (0, 255)))
+    return f"if other values are the classes, name them in their order, as in --mask-values {example}"
+
+
 def _check_values(
-    found: _ReadPairs, values: Sequence[int], unlabeled: int | None, what: str, *, in_training: bool
+    found: _ReadPairs, values: Sequence[int], unlabeled: int | None, what: str, remedy: str, *, in_training: bool
 ) -> None:
     """Check that the values of the masks fit the classes.
 
@@ -214,14 +222,14 @@ def _check_values(
             f"{found.first[wrong[0]]} has pixels of class {wrong[0]}, but there are {len(values)} classes, {expected}, "
             f"and {'no value' if unlabeled is None else unlabeled} for unlabeled pixels (all masks: "
             f"{_format_values(found.counts, values, unlabeled)}): correct it, list all --classes, give the number of "
-            f"unlabeled pixels with --unlabeled, or {REMEDY}."
+            f"unlabeled pixels with --unlabeled, or {remedy}."
         )
     if not labeled:
-        raise UserError(f"{what} have no labeled pixel: give other masks, another --unlabeled, or {REMEDY}.")
+        raise UserError(f"{what} have no labeled pixel: give other masks, another --unlabeled, or {remedy}.")
     if in_training and len(labeled) < 2:
         raise UserError(
             f"{what} have pixels of only one class ({_format_values(found.counts, values, unlabeled)}), so there is "
-            f"nothing to learn: {REMEDY}."
+            f"nothing to learn: {remedy}."
         )
 
 

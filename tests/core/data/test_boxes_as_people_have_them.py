@@ -203,7 +203,39 @@ def yolo(folder: Path, lines: str, names: str = "", names_file: str = "data.yaml
 
 def test_yolo_polygons_become_boxes(tmp_path: Path) -> None:
     yolo(tmp_path, "0 0.1 0.2 0.5 0.2 0.5 0.8 0.3 0.9\n0 0.5 0.5 0.5 0.5\n")
-    np.testing.assert_allclose(boxes_of(load(tmp_path), 0), [[4, 4, 20, 18], [10, 5, 30, 15]], atol=1e-5)
+    boxes = load(tmp_path)
+    np.testing.assert_allclose(boxes_of(boxes, 0), [[4, 4, 20, 18], [10, 5, 30, 15]], atol=1e-5)
+    assert "converted: 1 polygons, read as the boxes around them" in boxes.messages
+
+
+@pytest.mark.parametrize("empty", [{}, {"bbox": []}, {"bbox": None}])
+def test_segmentations_of_coco_without_a_bbox_become_boxes(tmp_path: Path, empty: dict[str, Any]) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.png")  # 40 x 20
+    segmentations: list[Any] = [
+        [[4, 4, 20, 5, 12, 18], [2, 6, 3, 6, 3, 7]],  # two parts of one object
+        {"size": [20, 40], "counts": [20 * 3 + 5, 4, 16, 4, 20 * 40 - 89]},  # rows 5 to 9 of columns 3 and 4
+        {"size": [20, 40], "counts": [30, 20, 750]},  # passes the bottom of column 1
+        {"size": [20, 40], "counts": "PPd01"},
+        {"size": [20, 40], "counts": [1, 2]},
+        [[1, 2, 3]],
+    ]
+    rows = [
+        {"id": number, "image_id": 7, "category_id": 30, "segmentation": each, **empty}
+        for number, each in enumerate(segmentations)
+    ]
+    (tmp_path / "c.json").write_text(json.dumps(coco(annotations=rows)))
+    boxes = load(tmp_path)
+    assert boxes_of(boxes, 0) == [[2, 4, 20, 18], [3, 5, 5, 9], [1, 0, 3, 20]]
+    converted, left_out = boxes.messages[-2:]
+    assert converted == (
+        "converted: 1 polygons without a bbox, read as the boxes around them, 2 run-length masks without a bbox, read "
+        "as the boxes around them"
+    )
+    assert left_out.startswith("3 left out: ")
+    assert "a compressed run-length mask, which is not read" in left_out
+    assert "do not fit its size" in left_out
+    assert "not polygons of x, y" in left_out
 
 
 @pytest.mark.parametrize(

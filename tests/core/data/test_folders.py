@@ -189,6 +189,9 @@ def test_links_into_the_tree_are_not_followed(tmp_path: Path) -> None:
     ]
     notes = [line for line in train.messages if "is not followed" in line]
     assert len(notes) == 4
+    (up,) = (line for line in notes if "b/up is" in line)
+    assert up.endswith(f"it is a link to {path.parent}, a folder that holds it")
+    assert sum("are read already" in line for line in notes) == 2  # a_link and d
 
 
 @pytest.mark.parametrize(

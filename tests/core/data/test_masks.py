@@ -219,7 +219,7 @@ def write_pairs(root: Path, mask: np.ndarray, names: str = "abcdefghijkl") -> st
 def test_two_values_that_are_not_0_and_1_are_refused_unless_they_are_named(tmp_path: Path, low: int, high: int) -> None:
     path = write_pairs(tmp_path / "pairs", np.where(MASK == 0, low, high).astype(np.uint8))
     for classes in ((), ("skin", "wound")):
-        with pytest.raises(UserError, match=rf"values {low} .*33\.3%, {high} .*66\.7%.*--mask-values"):
+        with pytest.raises(UserError, match=rf"values {low} .*33\.3%, {high} .*66\.7%.*--mask-values {low} {high}"):
             load_masks(path, "train", classes=classes if (low, high) != (1, 2) else ("skin", "wound"))
     train = load_masks(path, "train", classes=("skin", "wound"), mask_values=(low, high))
     assert train.masks[0].tolist() == (MASK > 0).astype(int).tolist()
