@@ -19,7 +19,9 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import EXIT_STOPPED, UserError, run_main
 from zerokara.vision import detect, detect_compare, detect_predict
+from zerokara.vision.detection.config import Config
 from zerokara.vision.detection.detector import DetectorMetadata
+from zerokara.vision.detection.learner import Data
 
 MACHINE = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 SMALL = (
@@ -208,15 +210,15 @@ def test_no_test_leaves_the_test_set_out(quick: Path, monkeypatch: pytest.Monkey
 def test_without_true_boxes_in_the_test_images_their_scores_are_null(
     quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load = detect.Data.load
+    load = Data.load
 
-    def without_boxes(config: detect.Config) -> detect.Data:
+    def without_boxes(config: Config) -> Data:
         data = load(config)
         few = data.test.take(range(2))
         none = (torch.zeros(0, 4), torch.zeros(0, 4)), (torch.zeros(0).long(), torch.zeros(0).long())
         return dataclasses.replace(data, test=dataclasses.replace(few, boxes=none[0], labels=none[1]))
 
-    monkeypatch.setattr(detect.Data, "load", without_boxes)
+    monkeypatch.setattr(Data, "load", without_boxes)
     detect.main([*SMALL, "--name", "no-truth", "--updates", "2"])
     said = "test mAP not measured at IoU 0.5 and not measured at 0.5 to 0.95 (no true boxes in the test images)"
     out = " ".join(capsys.readouterr().out.split())

@@ -14,7 +14,7 @@ from zerokara.vision.studies.explain import compute_grad_cam, crop_receptive_fie
 from zerokara.vision.studies.receptive_fields import FeatureMap, Span, feature_maps
 
 METADATA = ClassifierMetadata(
-    backbone="", head="", classes=("a", "b"), channels=1, image_size=(4, 4), mean=(0.0,), std=(1.0,)
+    backbone="", head="pooled", classes=("a", "b"), channels=1, image_size=(4, 4), mean=(0.0,), std=(1.0,)
 )
 
 
