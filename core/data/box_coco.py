@@ -201,12 +201,13 @@ def _around_runs(segmentation: Mapping[str, Any]) -> Box:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if isinstance(counts, str):
         raise ValueError("it has no bbox, and its segmentation is a compressed run-length mask, which is not read")
+    height, ends, sound = 0, list[int](), False
     try:
         height, width = map(int, size or ())
         ends = list(itertools.accumulate(int(count) for count in counts or ()))
         sound = height > 0 and ends == sorted(ends) and ends[-1:] == [height * width]
     except (TypeError, ValueError, OverflowError):
-        sound = False
+        pass
     if not sound:
         raise ValueError("it has no bbox, and the counts of its run-length mask do not fit its size")
     runs = [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=False) if end > start]
