@@ -88,7 +88,12 @@ class Data:
         folder = data_folder(Path(config.data_dir) if config.data_dir else None)
         source = config.data if config.data in DATASETS else str(find_data(config.data, folder) or config.data)
         data_config = DataConfig(
-            data=source, data_dir=config.data_dir, image_size=(config.image_size,), grayscale=False
+            data=source,
+            data_dir=config.data_dir,
+            image_size=(config.image_size,),
+            grayscale=False,
+            name=config.name,
+            resume=config.resume,
         )
         photographs, messages = load_split(data_config, "train")
         if len(photographs) < config.held_out_images + config.batch_size:

@@ -58,10 +58,11 @@ def read_results(folders: Sequence[Path]) -> Results:
 
     Raises:
         UserError: a run is not finished, is of another kind, or has other settings than the first one; two runs have
-            the same split.
+            the same split, or the same test images.
     """
     results: Results = {}
     first: dict[str, Any] = {}
+    tested: dict[tuple[str, ...], Path] = {}  # names of test images -> run
     for folder in folders:
         # Runs of older versions have older names of settings, which from_dict translates.
         config = to_dict(from_dict(Config, Run.read_config(folder, KIND)["config"], f"{folder}/config.json"))
@@ -75,6 +76,7 @@ def read_results(folders: Sequence[Path]) -> Results:
         try:
             content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             scores = {name: {key: float(v) for key, v in row.items()} for name, row in content["figures"].items()}
+            images = tuple(sorted(map(str, content["test"])))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{folder} has no readable result ({error_summary(error)}): finish the run with "
@@ -82,6 +84,12 @@ def read_results(folders: Sequence[Path]) -> Results:
             ) from None
         if config["split_seed"] in results:
             raise UserError(f"Two of the runs have --split-seed {config['split_seed']}: name one run of each split.")
+        # With named splits, the test images do not depend on --split-seed.
+        if (other := tested.setdefault(images, folder)) != folder:
+            raise UserError(
+                f"{folder} and {other} have the same test images, as runs with named splits do, so their differences "
+                f"are not independent: train with --no-named-splits and a --split-seed for each run."
+            )
         results[config["split_seed"]] = scores
     return results
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from zerokara.core.config import UserError, abbreviate
+from zerokara.core.data.reading_rules import active_rules
 
 EXAMPLES = 5  # items that a message names
 FEW = 10  # images that may always be left out
@@ -63,10 +64,10 @@ def check_fraction(left_out: Sequence[str], used: int, where: str) -> None:
         where: the folder or archive, for the message.
 
     Raises:
-        UserError: more than a tenth of the images, and more than ten, are left out.
+        UserError: more than a tenth of the images, and more than ten, are left out, and no run is resumed.
     """
     number = len(left_out)
-    if number > max(FEW, MAX_FRACTION * (used + number)):
+    if active_rules().is_limited and number > max(FEW, MAX_FRACTION * (used + number)):
         raise UserError(
             f"{number:,} of {used + number:,} images in {where} cannot be used, and at most a tenth may be left out: "
             f"repair or remove them. {' '.join(left_out[:EXAMPLES])}"

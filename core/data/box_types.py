@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from zerokara.core.config import UserError
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.mask_files import IMAGES
+from zerokara.core.data.reading_rules import active_rules
 from zerokara.core.data.splits import AnySplit, split_of
 
 Read = Callable[[str], bytes]
@@ -65,8 +66,11 @@ class Listing:
     def leave_out_images(self) -> None:
         """Move the images that have annotations, but none that can be read, from `pictures` to `unusable`.
 
-        As images without objects, they would teach a detector that there is none.
+        As images without objects, they would teach a detector that there is none. A resumed run of an older release
+        keeps them.
         """
+        if active_rules().version < 2:
+            return
         for each in self.pictures:
             if each.invalid and not each.boxes:
                 self.unusable[each.picture] = f"{each.picture} has no valid annotation in {each.annotation_file}."
@@ -142,6 +146,9 @@ def _choose(candidates: Sequence[str], annotation: str) -> str | None:
     lengths = {path: max((_matched(part, words) for part in path.split("/")[:-1]), default=0) for path in candidates}
     longest = max(lengths.values(), default=0)
     named = [path for path, length in lengths.items() if length == longest > 0]
+    if active_rules().version < 2:
+        file = annotation.rpartition("/")[2].lower()
+        named = [path for path in candidates if any(part.lower() in file for part in path.split("/")[:-1])]
     if len(named) == 1 and not same:
         return named[0]
     compatible = [path for path in candidates if None in (split_of(path), split_of(annotation))]

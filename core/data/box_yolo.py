@@ -47,12 +47,12 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
             listing.pictures.append(annotated)
             continue
         used.add(name)
+        listing.pictures.append(annotated)
         try:
             text = read(name).decode("utf-8-sig", "replace")
         except UserError as error:
             listing.unusable[picture] = str(error)
             continue
-        listing.pictures.append(annotated)
         for line in text.splitlines():
             if not line.strip():
                 continue

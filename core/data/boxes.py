@@ -31,7 +31,7 @@ from zerokara.core.data.box_types import AnnotatedImage, Listing, Read
 from zerokara.core.data.folders import opened
 from zerokara.core.data.image_files import convert_channels, decode
 from zerokara.core.data.sources import require_data
-from zerokara.core.data.splits import AnySplit
+from zerokara.core.data.splits import AnySplit, describe_without_split
 from zerokara.core.data.types import Progress
 
 MAX_CUT_PIXELS = 1.5  # of the canvas; boxes that are cut by more are counted
@@ -283,6 +283,8 @@ def split(boxes: BoxSet, seed: int, *, named: bool = True) -> tuple[BoxSet, BoxS
 
 def _named_splits(boxes: BoxSet, seed: int) -> tuple[BoxSet, BoxSet, BoxSet]:
     """Return the splits that folders or annotation files are named after; images outside of them are not used."""
+    if unused := [name for name, part in zip(boxes.names, boxes.splits, strict=True) if part is None]:
+        boxes = dataclasses.replace(boxes, messages=(*boxes.messages, describe_without_split(unused)))
     indices = {name: [i for i, part in enumerate(boxes.splits) if part == name] for name in ("train", "val", "test")}
     if not indices["test"]:
         indices["test"], indices["val"] = indices["val"], []

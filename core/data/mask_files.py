@@ -11,7 +11,8 @@ from zerokara.core.data.audit import check_fraction
 from zerokara.core.data.image_files import LOSSY_SUFFIXES, SUFFIXES, is_hidden
 from zerokara.core.data.label_colors import FILE as LABEL_COLORS
 from zerokara.core.data.label_colors import LabelColors, read_label_colors
-from zerokara.core.data.splits import SPLITS, AnySplit, named_split, split_of
+from zerokara.core.data.reading_rules import active_rules
+from zerokara.core.data.splits import AnySplit, known_splits, named_split, split_of
 
 IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 OBJECTS = "segmentationobject"  # folder of PASCAL VOC with masks of single objects, which are no classes
@@ -204,7 +205,7 @@ def _listed_splits(members: Iterable[str], read: Callable[[str], bytes]) -> dict
     splits: dict[tuple[str, ...], AnySplit] = {}
     for table in members:
         folder, _, file = f"/{table}".rpartition("/")
-        if not folder.endswith("/" + LISTS) or (split := SPLITS.get(file.removesuffix(".txt").lower())) is None:
+        if not folder.endswith("/" + LISTS) or (split := known_splits().get(file.removesuffix(".txt").lower())) is None:
             continue
         root = folder[1:].removesuffix(LISTS)
         names = [f"{root}{line.strip()}." for line in _text(read(table)).splitlines() if line.strip()]
@@ -258,7 +259,9 @@ def _key(name: str, *, is_mask: bool) -> tuple[str, ...]:
         kept = [part.removesuffix(ANNOT) if part != ANNOT else part for part in folders if part.lower() not in MASKS]
     else:
         kept = [part for part in folders if part.lower() not in IMAGES]
-    return (*(named_split(part) or part for part in kept), file.rpartition(".")[0])
+    if active_rules().version >= 2:
+        kept = [named_split(part) or part for part in kept]
+    return (*kept, file.rpartition(".")[0])
 
 
 def _by_key(names: Sequence[str], left_out: list[str], *, is_mask: bool) -> dict[tuple[str, ...], str]:

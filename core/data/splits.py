@@ -9,6 +9,7 @@ from typing import Literal
 
 from zerokara.core.config import UserError
 from zerokara.core.data.audit import EXAMPLES
+from zerokara.core.data.reading_rules import active_rules
 
 AnySplit = Literal["train", "val", "test"]
 SPLITS: dict[str, AnySplit] = {
@@ -17,13 +18,21 @@ SPLITS: dict[str, AnySplit] = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """Names of splits in lower case."""
+NEWER = frozenset({"dev", "eval", "evaluation"})  # of SPLITS, since version 2 of the rules of reading
 FILLERS = frozenset({"set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "split", "seg"})
 """Words beside the name of a split in that of its folder, as in training_set, seg_train and test-images."""
 YEAR = re.compile(r"(?:19|20)\d\d$")  # train2017
 
 
+def known_splits() -> dict[str, AnySplit]:
+    """Return the names of splits in lower case, by the active rules of reading."""
+    return {name: split for name, split in SPLITS.items() if active_rules().version >= 2 or name not in NEWER}
+
+
 def named_split(folder: str) -> AnySplit | None:
     """Return the split that a folder is named after, as train, Training, training_set, trainset and train2017 are."""
+    if active_rules().version < 2:
+        return known_splits().get(folder.lower())
     words = [word for word in re.split(r"[-_. ]+", YEAR.sub("", folder.lower())) if word and word not in FILLERS]
     return SPLITS.get(words[0].removesuffix("set")) if len(words) == 1 else None
 
@@ -36,7 +45,14 @@ def split_of(path: str) -> AnySplit | None:
 def split_of_file(path: str) -> AnySplit | None:
     """Return the split in the name of a file such as instances_val2017.json."""
     words = re.split(r"[-_.]+", path.rpartition("/")[2].lower().rpartition(".")[0])
-    return next((SPLITS[key] for word in words if (key := word.rstrip("0123456789")) in SPLITS), None)
+    known = known_splits()
+    return next((known[key] for word in words if (key := word.rstrip("0123456789")) in known), None)
+
+
+def describe_without_split(names: Sequence[str]) -> str:
+    """Return a remark on images that belong to none of the splits that folders or files are named after."""
+    more = f" and {len(names) - EXAMPLES:,} more" if len(names) > EXAMPLES else ""
+    return f"{len(names):,} images of no named split are not used: {', '.join(names[:EXAMPLES])}{more}"
 
 
 @dataclass(frozen=True)
@@ -126,6 +142,8 @@ def find_split_folders(images: Sequence[str], where: str) -> SplitFolders:
 
 def _doubled(images: Sequence[Sequence[str]], folders: Collection[str]) -> frozenset[str]:
     """Return the folders whose images are all in a further folder of their name."""
+    if active_rules().version < 2:
+        return frozenset()
     single = {each[0] for each in images if len(each) < 3 or each[1] != each[0]}
     return frozenset(folders) - single
 

@@ -34,6 +34,7 @@ from zerokara.core.data.image_files import (
     read_size,
     resize_and_crop,
 )
+from zerokara.core.data.reading_rules import rules_of
 from zerokara.core.data.splits import AnySplit, describe_subfolders, find_split_folders
 from zerokara.core.data.stylegan_labels import FILE, LAYOUT, keep_labeled, read_labels
 from zerokara.core.data.types import image_set
@@ -167,6 +168,11 @@ def load_split(config: Config, split: Split, progress: Progress | None = None) -
     Raises:
         UserError: no such data, or no usable images in them.
     """
+    with rules_of(config):
+        return _load_split(config, split, progress)
+
+
+def _load_split(config: Config, split: Split, progress: Progress | None) -> tuple[ImageSet, list[str]]:
     size = size_of(config)
     folder = Path(config.data_dir) if config.data_dir else None
     if config.data.startswith(FRAMES):

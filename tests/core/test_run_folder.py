@@ -14,6 +14,7 @@ import torch
 
 from zerokara.core.config import UserError
 from zerokara.core.run import Run
+from zerokara.core.run_folder import READING_RULES
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ def test_a_run_that_was_killed_before_its_config_was_written_can_be_started_agai
     (folder / ".config.json.tmp").write_text('{"kind"')
     with open_run(tmp_path):
         pass
-    assert json.loads((folder / "config.json").read_text())["kind"] == "dqn"
+    content = json.loads((folder / "config.json").read_text())
+    assert (content["kind"], content["reading_rules"]) == ("dqn", READING_RULES)
     with pytest.raises(UserError, match="already holds a run"):
         open_run(tmp_path)
 

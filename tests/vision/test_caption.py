@@ -153,7 +153,13 @@ def test_runs_of_different_splits_are_compared_with_their_baselines(capsys: pyte
     caption.main([*TINY, "--name", "other", "--split-seed", "3", "--epochs", "1", "--hidden-units", "16", "--quiet"])
     with pytest.raises(UserError, match="has another --hidden-units than"):
         caption_splits.main(["runs/s0", "runs/other"])
-    Path("runs/s1/result.json").unlink()
+    path = Path("runs/s1/result.json")
+    content = json.loads(path.read_text())
+    content["test"] = json.loads(Path("runs/s0/result.json").read_text())["test"][::-1]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"s1 and runs/s0 have the same test images, .*--no-named-splits"):
+        caption_splits.main(["runs/s0", "runs/s1"])
+    path.unlink()
     with pytest.raises(UserError, match="has no readable result"):
         caption_splits.main(["runs/s0", "runs/s1"])
 

@@ -86,7 +86,7 @@ class Config(BatchNormOptions):
 
     def for_data(self) -> classify_config.Config:
         """Return the config of vision.classify with the same data, for the functions that read images."""
-        shared = ("data", "data_dir", "image_size", "validation_images", "train_images", "seed")
+        shared = ("data", "data_dir", "image_size", "validation_images", "train_images", "seed", "name", "resume")
         return classify_config.Config(**{name: getattr(self, name) for name in shared})
 
 

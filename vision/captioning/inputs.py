@@ -6,7 +6,7 @@ Shapes: N images, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from zerokara.core.backbones.registry import option_names
 from zerokara.core.config import UserError
 from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
-from zerokara.core.data.splits import AnySplit
+from zerokara.core.data.reading_rules import rules_of
+from zerokara.core.data.splits import AnySplit, describe_without_split
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.normalization import expected_moments
 from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
@@ -44,7 +45,7 @@ class Data:
             UserError: the data set is missing, damaged or too small.
         """
         folder = Path(config.data_dir) if config.data_dir else None
-        with loading(config.quiet) as progress:
+        with loading(config.quiet) as progress, rules_of(config):
             dataset = load_captions(config.data, image_size=config.image_size, data_dir=folder, progress=progress)
         return cls.split(dataset, config)
 
@@ -76,6 +77,9 @@ class Data:
 
         Without validation images, some of the training images are held out.
         """
+        if unused := [name for name, part in zip(dataset.names, dataset.splits, strict=True) if part is None]:
+            remark = describe_without_split(unused)
+            dataset = replace(dataset, messages=(*dataset.messages, remark))
         indices = {name: [i for i, part in enumerate(dataset.splits) if part == name] for name in SPLIT_NAMES}
         if not indices["test"]:
             indices["test"], indices["val"] = indices["val"], []

@@ -19,6 +19,7 @@ from zerokara.core.backbones.airbench import Whitening
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
 from zerokara.core.data.moments import channel_moments
+from zerokara.core.data.reading_rules import rules_of
 from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
@@ -64,7 +65,7 @@ class Data:
 
 def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:
     """Read the training set (including the validation images) or the test set."""
-    with loading(config.quiet) as progress:
+    with loading(config.quiet) as progress, rules_of(config):
         return data.load(
             config.data,
             split,

@@ -20,6 +20,7 @@ from zerokara.core import checkpoint, schedules
 from zerokara.core.compute import Compute
 from zerokara.core.data.boxes import BoxSet, load_boxes, split
 from zerokara.core.data.moments import channel_moments
+from zerokara.core.data.reading_rules import rules_of
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.normalization import expected_moments
@@ -55,7 +56,7 @@ class Data:
             UserError: the data set is missing, damaged or too small.
         """
         folder = Path(config.data_dir) if config.data_dir else None
-        with loading(config.quiet) as progress:
+        with loading(config.quiet) as progress, rules_of(config):
             boxes = load_boxes(config.data, image_side=config.image_side, data_dir=folder, progress=progress)
         return cls(*split(boxes, config.split_seed, named=config.named_splits))
 

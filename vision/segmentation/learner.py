@@ -18,6 +18,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import MaskSet, load_masks
 from zerokara.core.data.moments import channel_moments
+from zerokara.core.data.reading_rules import rules_of
 from zerokara.core.data.splits import AnySplit
 from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
@@ -72,7 +73,7 @@ def load_split(config: Config, split: AnySplit, classes: Sequence[str] = ()) -> 
         split: train, val or test.
         classes: names of the classes of the training images, for val and test; empty: those of the config.
     """
-    with loading(config.quiet) as progress:
+    with loading(config.quiet) as progress, rules_of(config):
         return load_masks(
             config.data,
             split,

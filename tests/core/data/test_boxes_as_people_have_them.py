@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,10 @@ def test_splits_that_folders_are_named_after_are_used(tmp_path: Path) -> None:
     assert [{name.split("/")[0] for name in part.names} for part in parts] == [{"train"}, {"valid"}, {"test"}]
     assert [len(part) for part in parts] == [20, 4, 3]
     assert [len(part) for part in split(boxes, seed=0, named=False)] == [19, 3, 5]
+    assert not boxes.messages
+    partly = dataclasses.replace(boxes, splits=(*boxes.splits[:-1], None))
+    unused = f"1 images of no named split are not used: {boxes.names[-1]}"
+    assert [part.messages for part in split(partly, seed=0)] == [(unused,)] * 3
     without_val = boxes.take([i for i, part in enumerate(boxes.splits) if part != "val"])
     train, validation, test = split(without_val, seed=0)
     assert (len(train), len(validation), len(test)) == (18, 2, 3)

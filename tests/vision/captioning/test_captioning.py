@@ -216,6 +216,8 @@ def test_named_splits() -> None:
     def sizes(*splits: AnySplit | None, **changes: Any) -> list[int]:
         dataset = CaptionSet(images, names, (("a",),) * 40, "here", splits=splits)
         data = Data.split(dataset, Config(**options, **changes))
+        unused = "2 images of no named split are not used: 20, 21"
+        assert data.train.messages == ((unused,) if None in splits and not changes else ())
         for part, split in ((data.train, "train"), (data.test, splits[-1])):
             assert changes or set(part.splits) == {split}
         return [len(data.train), len(data.validation), len(data.test)]
@@ -223,6 +225,7 @@ def test_named_splits() -> None:
     assert sizes(*("train",) * 20, *("val",) * 12, *("test",) * 8) == [20, 12, 8]
     assert sizes(*("train",) * 20, None, None, *("val",) * 18) == [15, 5, 18]
     assert sizes(*("train",) * 28, *("val",) * 12, named_splits=False) == [32, 5, 3]
+    assert sizes(*("train",) * 20, None, None, *("val",) * 18, named_splits=False) == [32, 5, 3]
     with pytest.raises(UserError, match=r"too few images in them \(10 train, 0 val, 30 test\) .*--no-named-splits"):
         sizes(*("train",) * 10, *("test",) * 30)
 
