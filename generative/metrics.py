@@ -49,8 +49,8 @@ class Options(GeneratorOptions):
     """Classifier whose features are compared: a run's folder, a file *.safetensors, or a network of the zoo. Empty:
     that of the run."""
     inception: str = ""
-    """TorchScript file of an Inception network, for FID. It maps uint8 RGB images to features. TorchScript is a program
-    that is run: give only files from sources that you trust. Empty: no FID."""
+    """TorchScript of Inception, run as code, for FID. The network maps uint8 RGB images to features.
+    TorchScript is a program that is run: give only files from sources that you trust. Empty: no FID."""
     lite0: bool = False
     """Also FD-Lite0 and other distances in the features of EfficientNet-Lite0; needs the extra scores."""
     json: bool = False
