@@ -77,6 +77,24 @@ class LoadReport:
         return "; ".join(parts)
 
 
+def weights_file(path: Path) -> Path:
+    """Return the file of weights of a run folder: model.safetensors, else checkpoint-0.pt; a file is returned as it is.
+
+    Raises:
+        UserError: the folder has neither.
+    """
+    if not path.is_dir():
+        return path
+    files = [path / "model.safetensors", path / "checkpoint-0.pt"]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{path} contains neither model.safetensors nor checkpoint-0.pt: give the folder of a run that was "
+            f"saved, or a file of weights."
+        )
+    return found
+
+
 def load_pretrained_backbone(backbone: Backbone, path: Path) -> LoadReport:
     """Load the weights of a backbone from a run folder or a file of weights.
 
@@ -87,15 +105,7 @@ def load_pretrained_backbone(backbone: Backbone, path: Path) -> LoadReport:
     Raises:
         UserError: the file is missing or damaged, none of its weights fits, or one that does is NaN or Inf.
     """
-    if path.is_dir():
-        files = [path / "model.safetensors", path / "checkpoint-0.pt"]
-        found = next((file for file in files if file.is_file()), None)
-        if found is None:
-            raise UserError(
-                f"{path} contains neither model.safetensors nor checkpoint-0.pt: give the folder of a run that was "
-                f"saved, or a file of weights."
-            )
-        path = found
+    path = weights_file(path)
     tensors = read_tensors(path)
     return load_copy(backbone, tensors, {backbone.published_name(name): name for name in backbone.state_dict()}, path)
 
