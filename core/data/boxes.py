@@ -31,7 +31,7 @@ from zerokara.core.data.box_types import AnnotatedImage, Listing, Read
 from zerokara.core.data.folders import opened
 from zerokara.core.data.image_files import convert_channels, decode
 from zerokara.core.data.sources import require_data
-from zerokara.core.data.splits import AnySplit, describe_without_split
+from zerokara.core.data.splits import VALIDATION_IS_TEST, AnySplit, describe_without_split
 from zerokara.core.data.types import Progress
 
 MAX_CUT_PIXELS = 1.5  # of the canvas; boxes that are cut by more are counted
@@ -288,6 +288,7 @@ def _named_splits(boxes: BoxSet, seed: int) -> tuple[BoxSet, BoxSet, BoxSet]:
     indices = {name: [i for i, part in enumerate(boxes.splits) if part == name] for name in ("train", "val", "test")}
     if not indices["test"]:
         indices["test"], indices["val"] = indices["val"], []
+        boxes = dataclasses.replace(boxes, messages=(*boxes.messages, VALIDATION_IS_TEST))
     if len(indices["train"]) < 2 or not indices["test"]:
         found = ", ".join(f"{len(rows):,} {name}" for name, rows in indices.items())
         raise UserError(

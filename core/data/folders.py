@@ -23,7 +23,13 @@ from zerokara.core.data.image_files import (
     decode_all,
     is_hidden,
 )
-from zerokara.core.data.splits import AnySplit, SplitFolders, describe_subfolders, find_split_folders
+from zerokara.core.data.splits import (
+    VALIDATION_IS_TEST,
+    AnySplit,
+    SplitFolders,
+    describe_subfolders,
+    find_split_folders,
+)
 from zerokara.core.data.stylegan_labels import FILE, LAYOUT, keep_labeled, read_labels
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
@@ -204,9 +210,10 @@ def _split_by_folders(
             f"{path} has the class {unknown[0]!r} in {folders.names[test]}/ but not in {folders.names['train']}/: "
             f"both must have the same classes; rename or remove it."
         )
+    alone = "" if test == "test" else f" ({VALIDATION_IS_TEST})"
     unused = "".join(f" ({name}/ is ignored)" for split, name in folders.names.items() if split not in ("train", test))
     audit.notes += folders.describe_unused(images)
-    return {"train": train, "test": tested}, f"{folders.names['train']}/ and {folders.names[test]}/{unused}"
+    return {"train": train, "test": tested}, f"{folders.names['train']}/ and {folders.names[test]}/{alone}{unused}"
 
 
 def _labeled(

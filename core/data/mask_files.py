@@ -12,7 +12,7 @@ from zerokara.core.data.image_files import LOSSY_SUFFIXES, SUFFIXES, is_hidden
 from zerokara.core.data.label_colors import FILE as LABEL_COLORS
 from zerokara.core.data.label_colors import LabelColors, read_label_colors
 from zerokara.core.data.reading_rules import active_rules
-from zerokara.core.data.splits import AnySplit, known_splits, named_split, split_of
+from zerokara.core.data.splits import VALIDATION_IS_TEST, AnySplit, known_splits, named_split, split_of
 
 IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 OBJECTS = "segmentationobject"  # folder of PASCAL VOC with masks of single objects, which are no classes
@@ -54,6 +54,8 @@ class Listing:
     """One sentence for each image without a mask."""
     colors: LabelColors = ()
     """Colors of the classes, of masks in color; empty if masks hold class numbers."""
+    notes: tuple[str, ...] = ()
+    """Remarks on the splits."""
 
 
 def list_pairs(
@@ -98,7 +100,8 @@ def list_pairs(
         root = lists[0].removesuffix(VOC_LIST.format("train"))
         found, lacking = _voc(members, read, where, root)
         check_fraction(lacking, sum(map(len, found.values())), where)
-        return Listing("PASCAL VOC", _divide(found, where), classes or VOC, 255, lacking)
+        splits, notes = _divide(found, where)
+        return Listing("PASCAL VOC", splits, classes or VOC, 255, lacking, notes=notes)
     of_camvid = masks is None and any(part.endswith(ANNOT) for name in members for part in name.split("/")[:-1])
     left_out: list[str] = []
     keyed = _by_key([name for name in masks_named if _is_mask(name, alone=masks is not None)], left_out, is_mask=True)
@@ -140,7 +143,8 @@ def list_pairs(
     layout = "CamVid's folders" if of_camvid else "colored masks of CVAT" if colors else "pairs of folders"
     class_names = classes or (CAMVID if of_camvid else ())
     unlabeled = len(CAMVID) if of_camvid and not classes else 255
-    return Listing(layout, _divide(by_split, where), class_names, unlabeled, tuple(left_out), colors)
+    splits, notes = _divide(by_split, where)
+    return Listing(layout, splits, class_names, unlabeled, tuple(left_out), colors, notes)
 
 
 def _read_classes(content: bytes, where: str) -> tuple[str, ...]:
@@ -213,8 +217,9 @@ def _listed_splits(members: Iterable[str], read: Callable[[str], bytes]) -> dict
     return splits
 
 
-def _divide(found: Mapping[str, list[Pair]], where: str) -> dict[AnySplit, list[Pair]]:
-    """Create the three splits from the existing ones."""
+def _divide(found: Mapping[str, list[Pair]], where: str) -> tuple[dict[AnySplit, list[Pair]], tuple[str, ...]]:
+    """Create the three splits from the existing ones, and remarks on them."""
+    notes: tuple[str, ...] = ()
     splits = {split: pairs for split, pairs in found.items() if pairs}
     if "" in splits and len(splits) > 1:
         splits.pop("")  # images outside of the folders of the splits
@@ -222,14 +227,14 @@ def _divide(found: Mapping[str, list[Pair]], where: str) -> dict[AnySplit, list[
     if everything is not None:
         rest, test = _every_tenth(everything, where)
         train, val = _every_tenth(rest, where)
-        return {"train": train, "val": val, "test": test}
+        return {"train": train, "val": val, "test": test}, notes
     if "train" not in splits:
         raise UserError(f"{where} has {' and '.join(splits)} but no train: add training images in train.")
     if "test" not in splits:
-        splits["test"] = splits.pop("val")
+        splits["test"], notes = splits.pop("val"), (VALIDATION_IS_TEST,)
     if "val" not in splits:
         splits["train"], splits["val"] = _every_tenth(splits["train"], where)
-    return {"train": splits["train"], "val": splits["val"], "test": splits["test"]}
+    return {"train": splits["train"], "val": splits["val"], "test": splits["test"]}, notes
 
 
 def _every_tenth(pairs: list[Pair], where: str) -> tuple[list[Pair], list[Pair]]:

@@ -134,6 +134,7 @@ def load_masks(
             apart = (masks_members, read_mask, masks)
         listing = list_pairs(members, read, str(path), apart)
         audit.left_out += listing.left_out
+        audit.notes += listing.notes if split == "train" else ()
         class_names = tuple(classes) or listing.classes
         default = listing.unlabeled if class_names == listing.classes else UNLABELED
         where = (str(path), masks or str(path))

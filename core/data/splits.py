@@ -49,6 +49,12 @@ def split_of_file(path: str) -> AnySplit | None:
     return next((known[key] for word in words if (key := word.rstrip("0123456789")) in known), None)
 
 
+VALIDATION_IS_TEST = (
+    "there is no test split: the validation split is the test set, and some training images are held out to validate"
+)
+"""Remark on data with training and validation images only."""
+
+
 def describe_without_split(names: Sequence[str]) -> str:
     """Return a remark on images that belong to none of the splits that folders or files are named after."""
     more = f" and {len(names) - EXAMPLES:,} more" if len(names) > EXAMPLES else ""

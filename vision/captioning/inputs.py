@@ -18,7 +18,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.reading_rules import rules_of
-from zerokara.core.data.splits import AnySplit, describe_without_split
+from zerokara.core.data.splits import VALIDATION_IS_TEST, AnySplit, describe_without_split
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.normalization import expected_moments
 from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
@@ -83,6 +83,7 @@ class Data:
         indices = {name: [i for i, part in enumerate(dataset.splits) if part == name] for name in SPLIT_NAMES}
         if not indices["test"]:
             indices["test"], indices["val"] = indices["val"], []
+            dataset = replace(dataset, messages=(*dataset.messages, VALIDATION_IS_TEST))
         held_out = 0 if indices["val"] else config.validation_images
         if len(indices["train"]) - held_out < config.batch_size or not indices["test"]:
             found = ", ".join(f"{len(rows):,} {name}" for name, rows in indices.items())

@@ -64,11 +64,13 @@ class TestLayouts:
         path = write_files(tmp_path / "set", SPLIT, zipped)
         assert train_and_test(path) == (TRAIN_IMAGES, [("b", 4)])
         assert "class folders of train/ and val/" in load(str(path), "test").source
+        assert "there is no test split: the validation split is the test set" in load(str(path), "test").source
 
     def test_test_has_precedence_over_val(self, tmp_path: Path, zipped: bool) -> None:
         path = write_files(tmp_path / "set", {**SPLIT, "test/a/y.png": 5}, zipped)
         assert train_and_test(path) == (TRAIN_IMAGES, [("a", 5)])
         assert "val/ is ignored" in load(str(path), "train").source
+        assert "no test split" not in load(str(path), "train").source
 
     def test_enclosing_folder(self, tmp_path: Path, zipped: bool) -> None:
         enclosed = {f"imagenette/{name}": value for name, value in SPLIT.items()}

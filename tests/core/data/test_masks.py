@@ -168,6 +168,19 @@ def test_resizing_keeps_class_numbers(tmp_path: Path) -> None:
     assert small.masks[0].tolist() == [[0, 1]] * 2  # the center of 0, 1, 2
 
 
+def test_a_validation_split_that_is_the_test_set_is_said(tmp_path: Path) -> None:
+    files: dict[str, np.ndarray | bytes] = {}
+    for name in ("train/a", "train/b", *(f"train/{number}" for number in range(10)), "val/c"):
+        folder, stem = name.split("/")
+        files[f"{folder}/{stem}.png"], files[f"{folder}annot/{stem}.png"] = PHOTO, MASK
+    path = write_files(tmp_path / "street", files)
+    said = [line for line in load_masks(str(path), "train").messages if "there is no test split" in line]
+    assert len(said) == 1
+    assert load_masks(str(path), "test").names == ("c",)
+    whole = load_masks(str(write_files(tmp_path / "whole", camvid())), "train")
+    assert not any("test split" in line for line in whole.messages)
+
+
 def test_masks_are_cropped_like_images() -> None:
     for shape, size in (((9, 13), (4, 8)), ((5, 4), (10, 10)), ((7, 7), (7, 3))):
         mask = np.zeros(shape, np.uint8)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zerokara.core.config import UserError
 from zerokara.core.data.captions import CaptionSet
-from zerokara.core.data.splits import AnySplit
+from zerokara.core.data.splits import VALIDATION_IS_TEST, AnySplit
 from zerokara.vision.captioning.beam_search import Hypothesis, beam_search
 from zerokara.vision.captioning.config import Config
 from zerokara.vision.captioning.inputs import Data
@@ -217,7 +217,7 @@ def test_named_splits() -> None:
         dataset = CaptionSet(images, names, (("a",),) * 40, "here", splits=splits)
         data = Data.split(dataset, Config(**options, **changes))
         unused = "2 images of no named split are not used: 20, 21"
-        assert data.train.messages == ((unused,) if None in splits and not changes else ())
+        assert data.train.messages == ((unused, VALIDATION_IS_TEST) if None in splits and not changes else ())
         for part, split in ((data.train, "train"), (data.test, splits[-1])):
             assert changes or set(part.splits) == {split}
         return [len(data.train), len(data.validation), len(data.test)]
