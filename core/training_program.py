@@ -20,11 +20,9 @@ from torch import nn
 from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.config import Stopped, UserError, flag
 from zerokara.core.distributed import World
-from zerokara.core.models.weights import read_tensors, weights_file
 from zerokara.core.programs import program
 from zerokara.core.run import Run
 from zerokara.core.run_options import FolderOptions, RunOptions
-from zerokara.core.zoo.registry import find_weights
 
 
 def check_divisible(config: Any, world: World, *fields: str, parts: int = 1) -> None:
@@ -107,11 +105,9 @@ def open_run(
         extra: as in `core.run.Run`.
 
     Raises:
-        UserError: as in `core.run.Run`; --pretrained-backbone of a new run does not exist or is damaged.
+        UserError: as in `core.run.Run`.
         Stopped: a signal stopped the run; its closing line is printed.
     """
-    if not config.resume and (source := getattr(config, "pretrained_backbone", "")):
-        read_tensors(weights_file(find_weights(source)))  # a mistake is reported before the folder is created
     with (
         Run(
             config, kind=kind, name=config.name, resume=config.resume, quiet=config.quiet, extra=extra, world=world

@@ -281,7 +281,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = Data.load(config)
     metadata = make_metadata(config, data.train, pretrained)
     with on_meta_device():  # invalid networks are refused before the run folder is created
-        metadata.build()
+        detector = metadata.build()
+    if not config.resume and (path := config.backbone_weights_path()) is not None:  # and so are weights that do not fit
+        load_pretrained_backbone(detector.net.backbone, path)
     with open_run(config, KIND, world) as run:
         for line in data.messages(config):
             run.print(line)

@@ -23,7 +23,9 @@ from zerokara.agents.qlearning.network import QNetwork, make_network, make_pqn_n
 from zerokara.core.backbones.registry import BackboneName
 from zerokara.core.config import UserError, from_dict
 from zerokara.core.models.model_file import Metadata, run_origin
+from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.run import Run
+from zerokara.core.zoo.registry import find_weights
 
 BEST = "agent-best.safetensors"
 # Kind of run in config.json -> class of its config, function that makes its network.
@@ -131,12 +133,16 @@ def check_network(config: Settings, obs_shape: tuple[int, int, int], num_actions
     """Create the Q-network of a run and drop it, so that a mistake is reported before a run folder is created.
 
     Raises:
-        UserError: it cannot be created, for example because the images are too small for the backbone.
+        UserError: it cannot be created, for example because the images are too small for the backbone; or the
+            pretrained backbone of a new run is missing or damaged, has NaN or Inf, or does not fit.
     """
+    pretrained_backbone = "" if config.resume else getattr(config, "pretrained_backbone", "")
     for config_class, make in ALGORITHMS.values():
         if isinstance(config, config_class):
             with torch.random.fork_rng(devices=[]):
-                make(config, obs_shape, num_actions)
+                network = make(config, obs_shape, num_actions)
+            if pretrained_backbone:
+                load_pretrained_backbone(network.backbone, find_weights(pretrained_backbone))
 
 
 def check_algorithm(kind: str, source: object) -> None:

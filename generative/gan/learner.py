@@ -22,6 +22,8 @@ from zerokara.core.distributed import World
 from zerokara.core.divergence import has_finite_weights, pop_means
 from zerokara.core.eager_optim import Adam
 from zerokara.core.ema import Ema
+from zerokara.core.models.weights import load_pretrained_backbone
+from zerokara.core.zoo.registry import find_weights
 from zerokara.generative.gan.ada import AdaptiveAugmentation
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.diffaugment import augment
@@ -293,10 +295,14 @@ def check_discriminator(config: Config, shape: tuple[int, int, int], classes: in
     """Create the discriminator of a config and drop it, so that a mistake is reported before a run folder is created.
 
     Raises:
-        UserError: it cannot be created, or not with the gradient penalties of the config.
+        UserError: it cannot be created, or not with the gradient penalties of the config; or the pretrained backbone of
+            a new run is missing or damaged, has NaN or Inf, or does not fit.
     """
     with torch.random.fork_rng(devices=[]):
-        check_penalties(config, make_discriminator(config, shape, classes if config.conditional else 0))
+        discriminator = make_discriminator(config, shape, classes if config.conditional else 0)
+    check_penalties(config, discriminator)
+    if config.pretrained_backbone and not config.resume:
+        load_pretrained_backbone(discriminator.backbone, find_weights(config.pretrained_backbone))
 
 
 def check_penalties(config: Config, discriminator: Discriminator) -> None:
