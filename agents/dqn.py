@@ -56,7 +56,7 @@ from zerokara.agents.qlearning.replay import ALL, Batch, Replay, Rows
 from zerokara.agents.qlearning.spr import spr_loss
 from zerokara.agents.training.replay_buffer import describe_fill, make_replay, min_transitions, random_batch
 from zerokara.agents.training.session import Session, make_env
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.distributed import World
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
@@ -287,9 +287,9 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     return training.closing_message()
 
 
-def probe_step(config: Config, env: VectorEnv, world: World, compute: Compute) -> Callable[[], object]:
+def probe_step(config: Config, env: VectorEnv, compute: Compute, batch_size: int) -> Callable[[], object]:
     """Return a gradient step on random data, which is timed to choose precision and compilation."""
-    batch, following = random_batch(config, env, world, compute)
+    batch, following = random_batch(config, env, compute, batch_size)
     learner = make_learner(config, env.obs_shape, env.num_actions, compute, World())
     return learner.graphed(lambda: gradient_step(learner, batch, following))
 
@@ -304,7 +304,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
         open_run(config, KIND, world) as run,
     ):
         run.callback = callback
-        timed = partial(probe_step, config, env, world)
+        timed = TrainStep(partial(probe_step, config, env), config.batch_size // world.size)
         updates = schedules.updates_due(config, config.total_steps)
         hardware = ray_actors.leave_cores(config)
         compute = run.compute(lambda: choose_compute(hardware, world, timed, updates), config.total_steps)

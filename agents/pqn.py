@@ -59,7 +59,7 @@ from zerokara.agents.qlearning.network import (
 from zerokara.agents.qlearning.policy import Memory, make_policy, obs_dtype
 from zerokara.agents.qlearning.replay import ALL, Rows
 from zerokara.agents.training.session import Session, make_env
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.distributed import World
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
@@ -286,9 +286,8 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     return training.closing_message()
 
 
-def probe_step(config: Config, env: VectorEnv, world: World, compute: Compute) -> Callable[[], object]:
+def probe_step(config: Config, env: VectorEnv, compute: Compute, batch_size: int) -> Callable[[], object]:
     """Return a gradient step on random data, which is timed to choose precision and compilation."""
-    batch_size = config.rollout_steps * config.num_envs // config.num_minibatches // world.size
     obs = torch.randint(256, (batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(compute.torch_device)
     zeros = torch.zeros(batch_size, device=compute.torch_device)
     learner = make_learner(config, env.obs_shape, env.num_actions, compute, World())
@@ -304,7 +303,8 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     check_minibatches(config, world.size)
     with contextlib.closing(make_env(config, world)) as env, open_run(config, KIND, world) as run:
         run.callback = callback
-        timed = partial(probe_step, config, env, world)
+        size = config.rollout_steps * config.num_envs // config.num_minibatches // world.size
+        timed = TrainStep(partial(probe_step, config, env), size, config.rollout_steps if config.lstm_units else 1)
         rollouts = config.total_steps // (config.rollout_steps * config.num_envs)
         updates = rollouts * config.update_epochs * config.num_minibatches
         compute = run.compute(lambda: choose_compute(config, world, timed, updates), config.total_steps)

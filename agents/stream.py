@@ -50,7 +50,7 @@ from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay import ALL, Rows
 from zerokara.agents.qlearning.traces import TraceLearner
 from zerokara.agents.training.session import Session, make_env
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.distributed import World
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.training_program import choose_compute, open_run
@@ -197,11 +197,11 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     return training.closing_message()
 
 
-def probe_step(config: Config, env: VectorEnv, compute: Compute) -> Callable[[], object]:
+def probe_step(config: Config, env: VectorEnv, compute: Compute, batch_size: int) -> Callable[[], object]:
     """Return the passes of the network in one step, which are timed to choose precision and compilation."""
     network = make_stream_network(config, env.obs_shape, env.num_actions)
     learner, policy = TraceLearner(network, compute), Policy(network, compute)
-    obs = np.zeros((1, *env.obs_shape), env.obs_dtype)
+    obs = np.zeros((batch_size, *env.obs_shape), env.obs_dtype)
 
     def step() -> None:
         learner.values(obs).amax().backward()
@@ -220,7 +220,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
         )
     with contextlib.closing(make_env(config, world)) as env, open_run(config, KIND, world) as run:
         run.callback = callback
-        timed = partial(probe_step, config, env)
+        timed = TrainStep(partial(probe_step, config, env), 1)
         compute = run.compute(lambda: choose_compute(config, world, timed, config.total_steps), config.total_steps)
         run.close(train(config, run, compute, world, env))
 

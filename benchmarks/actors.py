@@ -32,7 +32,7 @@ from zerokara.agents import dqn
 from zerokara.agents.actors import feed, ray_actors
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.training.session import make_env
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
@@ -64,7 +64,7 @@ def measure(actors: int, arguments: argparse.Namespace, compute: Compute | None)
     )
     env = make_env(config, World())
     with tempfile.TemporaryDirectory() as folder, ray_actors.connected(config):
-        timed = partial(dqn.probe_step, config, env, World())
+        timed = TrainStep(partial(dqn.probe_step, config, env), config.batch_size)
         compute = compute or choose_compute(ray_actors.leave_cores(config), World(), timed)
         compute.apply()
         run = Run(config, kind="benchmark", name="run", resume=False, quiet=True, root=Path(folder))

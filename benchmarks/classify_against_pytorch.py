@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zerokara.core.compute import TrainStep
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
@@ -66,7 +67,7 @@ def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path)
     """Create the loop of vision.classify without the end of an epoch. Also returns the reason of its settings."""
     fields: dict[str, Any] = {**PRESETS[preset], "batch_size": BATCH, "threads": arguments.threads}
     config = Config(preset=preset, data=arguments.data, precision=arguments.precision, **fields)
-    compute = choose_compute(config, World(), partial(probe_update, Training, config, images, World()))
+    compute = choose_compute(config, World(), TrainStep(partial(probe_update, Training, config, images), BATCH))
     compute.apply()
     training = Training(config, images, compute, World())
     run = Run(config, kind="classify", name=preset, resume=False, quiet=True, root=folder)

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
+from zerokara.core.compute import TrainStep
 from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
@@ -181,7 +182,7 @@ def speed(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, Any
     pixels = torch.randint(0, 256, (10 * BATCH, 3, side, side), dtype=torch.uint8)
     images = ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64), ("any",), "random pixels")
     data = Data(images, images.take(slice(0, 100)), ())
-    compute = choose_compute(config, World(), partial(probe_step, config, data, World()))
+    compute = choose_compute(config, World(), TrainStep(partial(probe_step, config, data), BATCH))
     compute.apply()
     learner = make_learner(config, images.shape, 1, compute, World())
     tutorial = Tutorial(3, side, seed=1)

@@ -33,7 +33,7 @@ from zerokara.agents import dqn, pqn
 from zerokara.agents.configs import pqn as pqn_config
 from zerokara.agents.configs.dqn import PRESETS, Config
 from zerokara.agents.training.session import make_env
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
@@ -53,7 +53,7 @@ def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Conf
 def trained(config: Config) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's DQN."""
     env = make_env(config, World())
-    compute = choose_compute(config, World(), partial(dqn.probe_step, config, env, World()))
+    compute = choose_compute(config, World(), TrainStep(partial(dqn.probe_step, config, env), config.batch_size))
     return make_stepper(config, compute, env, dqn.Training)
 
 
@@ -107,7 +107,8 @@ def parallel(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's PQN."""
     config = pqn_settings(arguments)
     env = make_env(config, World())
-    compute = choose_compute(config, World(), partial(pqn.probe_step, config, env, World()))
+    batch_size = config.rollout_steps * config.num_envs // config.num_minibatches
+    compute = choose_compute(config, World(), TrainStep(partial(pqn.probe_step, config, env), batch_size))
     return make_stepper(config, compute, env, pqn.Training)
 
 

@@ -15,7 +15,7 @@ import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -28,20 +28,35 @@ from zerokara.core.choices import Precision, Switch
 from zerokara.core.config import UserError
 from zerokara.core.layers import NoisyLinear
 from zerokara.core.machine import has_bfloat16, usable_cores
-from zerokara.core.probe import MAX_FRACTION, MAX_SECONDS, MIN_COMPILE_SECONDS, Probe
+from zerokara.core.probe import MAX_FRACTION, MAX_SECONDS, Probe
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-TrainStep = Callable[["Compute"], Callable[[], object]]
-"""Returns, for settings, a function that does one training step with them."""
-# Precision and channels_last of the candidates, in this order because a limit may end the measurement early.
+# Precision and channels_last of the candidates, in the order in which they are measured. A run that is too short to
+# measure the second one is trained in float32 on every machine.
 _LAYOUTS: tuple[tuple[Precision, bool], ...] = (
     ("float32", True),
     ("bfloat16", True),
     ("bfloat16", False),
     ("float32", False),
 )
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Training step that is timed with several settings.
+
+    Attributes:
+        make: returns, for settings and a batch size, a function that does one training step with them.
+        batch_size: items (images, transitions) in a training step of one process. `make` also gets smaller numbers if a
+            step is long (core/probe.py), but not below twice `multiple_of`.
+        multiple_of: smaller batches are multiples of this number, such as that of the gradient accumulation steps.
+    """
+
+    make: Callable[[Compute, int], Callable[[], object]]
+    batch_size: int
+    multiple_of: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +237,7 @@ class Compute:
             compile: "auto" compiles if that is measured to be faster, and not if the run is too short to compile
                 anything in 2% of it; "on" always compiles.
             threads: CPU threads; 0 divides all usable cores among the processes of this machine.
-            train_step: returns, for a candidate, a function that runs one training step with it. None: nothing is
-                measured, and "auto" means float32 without compilation.
+            train_step: what is timed. None: nothing is measured, and "auto" means float32 without compilation.
             local_world_size: number of processes on this machine.
             updates: training steps in the run, for the limits of the measurement (core/probe.py); None: unknown.
             minutes: length of a run that is limited in time; 0: it is not.
@@ -242,7 +256,13 @@ class Compute:
             precision = "float32" if precision == "auto" else precision
             return dataclasses.replace(base, precision=precision, compile=compile == "on")
 
-        probe = Probe[Compute](updates, minutes, interruptible=base.torch_device.type == "cpu")
+        probe = Probe[Compute](
+            updates,
+            minutes,
+            batch_size=train_step.batch_size,
+            multiple_of=train_step.multiple_of,
+            interruptible=base.torch_device.type == "cpu",
+        )
         return _choose_fastest(base, precision, compile, compiler, train_step, probe)
 
 
@@ -271,28 +291,34 @@ def _choose_fastest(
         layouts = [(name, layout) for name, layout in _LAYOUTS if name == "float32"]
         notes.append("bfloat16 not tried because the processor only emulates it")
     candidates = [dataclasses.replace(base, precision=name, channels_last=layout) for name, layout in layouts]
+    make = {candidate: partial(train_step.make, candidate) for candidate in candidates}
     if len(candidates) > 1 or (compile == "auto" and not compiler):
-        probe.measure({candidate: partial(train_step, candidate) for candidate in candidates})
-    best = probe.fastest(candidates)
+        probe.measure(make)
+    # If no step has ended in time, the hardware decides: it has instructions for bfloat16 if that is a candidate.
+    best = probe.fastest(sorted(candidates, key=lambda candidate: candidate.precision != "bfloat16"))
     # Always channels_last: transposing images is slow only in code that is not compiled.
     compiled = dataclasses.replace(best, compile=True, channels_last=True)
     run_fraction = f"{MAX_FRACTION:.0%} of the run of about {probe.run_seconds:.0f} s"
     if compile == "on":
         try:
-            train_step(compiled)()
+            train_step.make(compiled, train_step.batch_size)()
         except Exception as error:
             raise UserError(f"--compile on failed ({_first_line(error)}); pass --compile off.") from error
         best = compiled
     elif compile == "auto" and compiler:
         notes.append(f"not compiled because {compiler}")
-    elif compile == "auto" and probe.compile_limit - probe.elapsed < MIN_COMPILE_SECONDS:
+    elif compile == "auto" and not probe.seconds:
+        notes.append("not compiled because nothing could be timed to compare it with")
+    elif compile == "auto" and not probe.has_time_to_compile:
         notes.append(f"not compiled because it takes more than {run_fraction}")
     elif compile == "auto":
-        others = [candidate for candidate in candidates if candidate.precision == best.precision]
+        alike = {candidate: step for candidate, step in make.items() if candidate.precision == best.precision}
         try:
-            if not probe.measure_compiled(compiled, partial(train_step, compiled), others):
+            if not probe.measure_compiled(compiled, alike | {compiled: partial(train_step.make, compiled)}):
                 notes.append(f"not compiled because it took more than {run_fraction}")
-            best = probe.fastest([*others, compiled])
+            # What was measured is compared with what was measured, not with what was estimated.
+            measured = [candidate for candidate in (*alike, compiled) if candidate not in probe.estimated]
+            best = probe.fastest([best, *measured])
         except Exception as error:  # noqa: BLE001  (the compiler raises many exception types)
             notes.append(f"not compiled because the compiler failed: {_first_line(error)}")
     if probe.cut_short:
@@ -300,12 +326,39 @@ def _choose_fastest(
             f"the measurement was cut short after {probe.cut_short:.1f} s (at most {MAX_SECONDS:.0f} s and "
             f"{MAX_FRACTION:.0%} of the run)"
         )
-    timed = [f"{candidate.settings} {1e3 * seconds:.0f} ms" for candidate, seconds in probe.seconds.items()]
-    timed += [f"{candidate.settings} stopped after {seconds:.1f} s" for candidate, seconds in probe.stopped.items()]
-    measured = ["a training step took " + ", ".join(timed)] if timed else []
-    return dataclasses.replace(
-        best, reason="; ".join([f"{best.settings} on {base.threads} threads", *measured, *notes])
-    )
+    parts = [f"{best.settings} on {base.threads} threads", *_format_timings(probe, train_step.batch_size), *notes]
+    return dataclasses.replace(best, reason="; ".join(parts))
+
+
+def _format_timings(probe: Probe[Compute], batch_size: int) -> list[str]:
+    """Return the seconds of training steps as text, which were measured or estimated or have passed without an end.
+
+    Args:
+        probe: the measurement.
+        batch_size: of a training step.
+    """
+
+    def table(seconds: Mapping[Compute, float]) -> str:
+        return ", ".join(f"{candidate.settings} {_format_seconds(value)}" for candidate, value in seconds.items())
+
+    seconds = probe.seconds
+    measured = {candidate: value for candidate, value in seconds.items() if candidate not in probe.estimated}
+    estimated = {candidate: value for candidate, value in seconds.items() if candidate in probe.estimated}
+    unfinished = {candidate: value for candidate, value in probe.stopped.items() if not candidate.compile}
+    parts = []
+    if measured:
+        parts.append(f"a training step took {table(measured)}")
+    if estimated:
+        batch = f"a batch of {probe.estimated_batch:,} instead of {batch_size:,}"
+        parts.append(f"a training step takes about {table(estimated)} (estimated from {batch})")
+    if unfinished:
+        stopped = ", ".join(f"{candidate.settings} after {_format_seconds(s)}" for candidate, s in unfinished.items())
+        parts.append(f"stopped before the end of a step: {stopped}")
+    return parts
+
+
+def _format_seconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _is_plain(layer: nn.Module) -> bool:

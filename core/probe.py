@@ -1,6 +1,6 @@
 """Timing of training steps, from which the fastest hardware settings are chosen, with limits on its own duration.
 
-    probe = Probe[Compute](updates=100_000)
+    probe = Probe[Compute](updates=100_000, batch_size=256)
     probe.measure({candidate: partial(make_step, candidate) for candidate in candidates})
     best = probe.fastest(candidates)
 
@@ -8,6 +8,15 @@ A choice must not cost more than it gains. Steps that are not compiled are timed
 most `MAX_FRACTION` of the run, whose length is estimated from the first step and corrected by the following ones. A
 candidate whose first step takes much longer than that of another candidate is stopped inside that step. Compilation
 may take `MAX_FRACTION` of the run, together with all timings.
+
+Long steps: the first step of the first candidate is stopped if it takes more than `LONG_FRACTION` of the limit, and all
+candidates are timed with a smaller batch. Otherwise this candidate would take all of the time, and the others would
+never be tried (docs/LOG.md). Nearly all of a step is proportional to its batch, so the fastest candidate is that of the
+whole batch, and the duration of a whole step is estimated in proportion. What does not depend on the batch, such as the
+optimizer's step and the conversion of weights to bfloat16, counts too much; so the batch is the largest one with which
+all rounds of all candidates fit into the limit. Compiled code is always timed with the whole batch, and beside it only
+the fastest of the others: it is compiled for the shapes of its tensors, so for a smaller batch everything would be
+compiled a second time when the run starts. On a GPU no step can be stopped, and none is made smaller.
 """
 
 from __future__ import annotations
@@ -18,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +36,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CandidateT = TypeVar("CandidateT")
 Step = Callable[[], object]
+MakeStep = Callable[[int], Step]
+"""Returns a training step with this batch size."""
 
 MAX_SECONDS = 10.0
 MAX_FRACTION = 0.02
@@ -34,6 +45,11 @@ MIN_COMPILE_SECONDS = 5.0  # compilation takes longer, even of a small network
 HOPELESS = 3.0  # times as long as the fastest first step
 NEVER_HOPELESS_SECONDS = 1.0  # first steps load libraries and generate kernels, which says nothing about later steps
 ROUNDS = 5
+LONG_ROUNDS = 2  # of whole steps, if a step is long
+LONG_FRACTION = 0.1  # of the limit
+NEVER_LONG_SECONDS = 0.2  # a smaller batch would be timed with more of what does not depend on the batch
+SHRINKING = 64  # a step that was stopped is timed with this part of the batch, from which the fitting one follows
+MIN_BATCH = 2  # BatchNorm needs more than one value per channel
 ALARM_REPEAT_SECONDS = 0.5
 
 
@@ -49,26 +65,44 @@ class Probe(Generic[CandidateT]):
     Args:
         updates: training steps in the run; None: unknown, so that only `MAX_SECONDS` limits the measurement.
         minutes: length of a run that is limited in time; 0: it is not.
+        batch_size: of a training step.
+        multiple_of: smaller batches are multiples of this number.
         interruptible: stop first steps that take too long; only on a CPU, where the time of an operation is that of its
             call.
 
     Attributes:
+        batch_size: with which steps are timed; smaller than that of a training step if such a step is long.
+        estimated: candidates that were timed with a smaller batch only, and so whose seconds are estimated.
+        estimated_batch: size of this batch.
         stopped: seconds after which the first step of a candidate was stopped.
         cut_short: seconds after which a limit ended the measurement before its last round; 0: none did.
     """
 
-    def __init__(self, updates: int | None = None, minutes: float = 0.0, *, interruptible: bool = True) -> None:
+    def __init__(
+        self,
+        updates: int | None = None,
+        minutes: float = 0.0,
+        *,
+        batch_size: int = 1,
+        multiple_of: int = 1,
+        interruptible: bool = True,
+    ) -> None:
+        self.batch_size = self._whole_batch = batch_size
+        self.estimated: set[CandidateT] = set()
+        self.estimated_batch = batch_size
         self.stopped: dict[CandidateT, float] = {}
         self.cut_short = 0.0
         self._updates, self._minutes, self._interruptible = updates, minutes, interruptible
+        self._multiple_of = multiple_of
         self._start = time.perf_counter()
         self._steps: dict[CandidateT, Step] = {}
-        self._first: dict[CandidateT, float] = {}  # seconds of the first step
+        # Both in seconds of a whole step:
+        self._first: dict[CandidateT, float] = {}  # the first step
         self._later: dict[CandidateT, float] = {}  # minimum of the following steps
 
     @property
     def seconds(self) -> dict[CandidateT, float]:
-        """Seconds of a step. The first one counts if there was no time for another."""
+        """Seconds of a step with the whole batch. The first one counts if there was no time for another."""
         return {candidate: self._later.get(candidate, first) for candidate, first in self._first.items()}
 
     @property
@@ -95,31 +129,42 @@ class Probe(Generic[CandidateT]):
         """Seconds that the measurement of steps that are not compiled may take."""
         return min(MAX_SECONDS, self.compile_limit)
 
+    @property
+    def has_time_to_compile(self) -> bool:
+        """False if compilation, and two steps of the compiled code and one beside it, would exceed the limit."""
+        steps = 3 * min(self.seconds.values(), default=0.0)
+        return self.elapsed + MIN_COMPILE_SECONDS + steps <= self.compile_limit
+
     def fastest(self, candidates: Iterable[CandidateT]) -> CandidateT:
         """Return the candidate with the shortest step; the first one if none was timed."""
         seconds = self.seconds
         return min(candidates, key=lambda candidate: seconds.get(candidate, math.inf))
 
-    def measure(self, make: Mapping[CandidateT, Callable[[], Step]]) -> None:
+    def measure(self, make: Mapping[CandidateT, MakeStep]) -> None:
         """Time the steps of candidates. Each step is created when its turn comes, in the order of `make`.
 
         A candidate that takes more than twice as long as the fastest is not timed again.
         """
-        for candidate, make_step in make.items():
+        first, *others = make
+        self._time_first_candidate(first, make[first], len(make))
+        for candidate in others:
             if self.elapsed >= self.limit:
                 self.cut_short = self.elapsed
-                return
-            step = make_step()
-            if not self._first and not self.stopped:
-                self._start = time.perf_counter()  # creating a network loads libraries that the run needs anyway
-            self._time_first_step(candidate, step)
-        if len(make) > 1:
-            self._time_rounds(list(make), ROUNDS - 1, lambda: self.limit)
+                break
+            self._time_first_step(candidate, make[candidate](self.batch_size), self.limit - self.elapsed)
+        else:
+            if others:
+                self._time_rounds(list(make), ROUNDS - 1, lambda: self.limit)
+        if self.batch_size < self._whole_batch:
+            self.estimated, self.estimated_batch = set(self._first), self.batch_size
 
-    def measure_compiled(
-        self, compiled: CandidateT, make_step: Callable[[], Step], others: Collection[CandidateT]
-    ) -> bool:
+    def measure_compiled(self, compiled: CandidateT, make: Mapping[CandidateT, MakeStep]) -> bool:
         """Compile a candidate in its first step, and time it in turns with others, which have been measured before.
+
+        Args:
+            compiled: the candidate.
+            make: steps of this candidate and of the others. If steps were timed with a smaller batch, only the fastest
+                of the others is timed beside it.
 
         Returns:
             False if the limit has passed before the candidate was timed. A compilation is stopped at the limit in the
@@ -128,11 +173,17 @@ class Probe(Generic[CandidateT]):
         Raises:
             Exception: the compiler failed.
         """
-        self._steps = {other: step for other, step in self._steps.items() if other in others}  # frees other networks
+        is_long = self.batch_size < self._whole_batch
+        self.batch_size = self._whole_batch
+        if is_long:
+            other = self.fastest(candidate for candidate in make if candidate != compiled)
+            self._steps = {other: make[other](self.batch_size)}
+        else:
+            self._steps = {other: step for other, step in self._steps.items() if other in make}  # frees other networks
         limit, start = self.compile_limit, time.perf_counter()
         try:
             with _alarm(limit - self.elapsed):
-                step = make_step()
+                step = make[compiled](self.batch_size)
                 step()
                 _synchronize()
         except TooSlowError:
@@ -140,21 +191,93 @@ class Probe(Generic[CandidateT]):
             return False
         self._steps[compiled] = step
         # The others are timed again beside it, so that a change of the load does not decide.
-        before = {other: self._later.pop(other) for other in others if other in self._later}
+        before = {other: self._later.pop(other) for other in self._steps if other in self._later}
         try:
-            self._time_rounds(list(self._steps), ROUNDS, lambda: limit)
+            self._time_rounds(list(self._steps), LONG_ROUNDS if is_long else ROUNDS, lambda: limit)
         finally:
+            self.estimated -= self._later.keys() & self._steps.keys()
             self._later = before | self._later
         if compiled not in self._later:
             return False
         self._first[compiled] = self._later[compiled]  # its first step was compilation
         return True
 
-    def _time_first_step(self, candidate: CandidateT, step: Step) -> None:
-        """Time the first step of a candidate, and a second one if that is short: the first fills caches."""
-        allowed = self.limit - self.elapsed
+    @property
+    def _min_batch(self) -> int:
+        """Smallest batch with which a step is timed."""
+        return MIN_BATCH * self._multiple_of
+
+    @property
+    def _is_divisible(self) -> bool:
+        """True if steps may be timed with a smaller batch than `batch_size`."""
+        return self._interruptible and self.batch_size > self._min_batch
+
+    @property
+    def _fraction(self) -> float:
+        """Fraction of a training step that a timed step has."""
+        return self.batch_size / self._whole_batch
+
+    def _time_first_candidate(self, candidate: CandidateT, make_step: MakeStep, candidates: int) -> None:
+        """Find the batch size for all candidates, and time the first steps of one of them.
+
+        Args:
+            candidate: the first one.
+            make_step: creates its step.
+            candidates: number of candidates.
+        """
+        step = make_step(self.batch_size)
+        self._start = time.perf_counter()  # creating a network loads libraries that the run needs anyway
+        while True:
+            allowed = self.limit - self.elapsed
+            if allowed <= 0:  # a single operation of the whole step, or the creation of this one, took all of the time
+                self.cut_short = self.elapsed
+                return
+            if self._is_divisible:
+                allowed = min(allowed, max(NEVER_LONG_SECONDS, LONG_FRACTION * self.limit))
+            self._time_first_step(candidate, step, allowed)
+            if candidate in self._first or not self._is_divisible:
+                break
+            step = self._smaller_step(make_step, self.batch_size // SHRINKING)
+        if candidate in self._first and candidates > 1:
+            size = self._fitting_batch(candidates)
+            if size != self.batch_size:
+                self._time_first_step(candidate, self._smaller_step(make_step, size), self.limit - self.elapsed)
+
+    def _smaller_step(self, make_step: MakeStep, size: int) -> Step:
+        """Return a step of about this batch size, which is that of all further steps. Earlier timings are dropped."""
+        for results in (self._steps, self._first, self._later):
+            results.clear()
+        if size < self._whole_batch:
+            size = max(self._min_batch, size // self._multiple_of * self._multiple_of)
+        self.batch_size = size
+        return make_step(size)
+
+    def _fitting_batch(self, candidates: int) -> int:
+        """Return the batch size with which to go on, after the first candidate was timed.
+
+        The whole batch stays if there is time for two steps of each candidate. A smaller one becomes as large as the
+        limit permits: the first steps of a program load libraries, and perhaps only they were long.
+        """
+        is_smaller = self.batch_size < self._whole_batch
+        steps = candidates * (ROUNDS + 1 if is_smaller else 2)
+        seconds = min(self.seconds.values()) * self._fraction
+        fitting = int(self.batch_size * (self.limit - self.elapsed) / (steps * seconds))
+        if is_smaller:
+            return min(fitting, self._whole_batch) if fitting >= 2 * self.batch_size else self.batch_size
+        is_long = self._is_divisible and seconds > NEVER_LONG_SECONDS
+        return fitting if is_long and 0 < fitting < self.batch_size else self.batch_size
+
+    def _time_first_step(self, candidate: CandidateT, step: Step, allowed: float) -> None:
+        """Time the first step of a candidate, and a second one if that is short: the first fills caches.
+
+        Args:
+            candidate: whose step it is.
+            step: the step.
+            allowed: seconds after which it is stopped.
+        """
         if self._first:
-            allowed = min(allowed, max(NEVER_HOPELESS_SECONDS, HOPELESS * min(self._first.values())))
+            fastest = self._fraction * min(self._first.values())
+            allowed = min(allowed, max(NEVER_HOPELESS_SECONDS, HOPELESS * fastest))
         start = time.perf_counter()
         try:
             with _Deadline(allowed) if self._interruptible else contextlib.nullcontext():
@@ -163,8 +286,10 @@ class Probe(Generic[CandidateT]):
         except TooSlowError:
             self.stopped[candidate] = time.perf_counter() - start
             return
-        self._steps[candidate], self._first[candidate] = step, time.perf_counter() - start
-        if self._first[candidate] <= NEVER_HOPELESS_SECONDS and self.elapsed < self.limit:
+        seconds = time.perf_counter() - start
+        self._steps[candidate], self._first[candidate] = step, seconds / self._fraction
+        self.stopped.pop(candidate, None)  # with a larger batch
+        if seconds <= NEVER_HOPELESS_SECONDS and self.elapsed < self.limit:
             self._time(candidate)
 
     def _time_rounds(self, candidates: Iterable[CandidateT], rounds: int, limit: Callable[[], float]) -> None:
@@ -177,7 +302,7 @@ class Probe(Generic[CandidateT]):
                 if seconds is not None and seconds > 2 * fastest:
                     continue
                 expected = min(self._first.get(candidate, math.inf), fastest) if seconds is None else seconds
-                if self.elapsed + (0.0 if math.isinf(expected) else expected) > limit():
+                if self.elapsed + (0.0 if math.isinf(expected) else self._fraction * expected) > limit():
                     self.cut_short = self.elapsed
                     return
                 self._time(candidate)
@@ -187,7 +312,8 @@ class Probe(Generic[CandidateT]):
         start = time.perf_counter()
         self._steps[candidate]()
         _synchronize()
-        self._later[candidate] = min(self._later.get(candidate, math.inf), time.perf_counter() - start)
+        seconds = (time.perf_counter() - start) / self._fraction
+        self._later[candidate] = min(self._later.get(candidate, math.inf), seconds)
 
 
 class _Deadline(TorchDispatchMode):

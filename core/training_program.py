@@ -3,8 +3,8 @@
 world = World.from_env(config.device)
 check_divisible(config, world, "batch_size")
 with open_run(config, KIND, world) as run:
-    step = partial(probe_step, config)
-    compute = run.compute(lambda: choose_compute(config, world, step, config.updates), config.updates)
+    timed = TrainStep(partial(probe_step, config), config.batch_size // world.size)
+    compute = run.compute(lambda: choose_compute(config, world, timed, config.updates), config.updates)
     run.close(train(config, run, compute, world))
 """
 
@@ -129,7 +129,7 @@ def open_run(
         raise Stopped
 
 
-def choose_compute(config: RunOptions, world: World, probe_step: TrainStep, updates: int | None = None) -> Compute:
+def choose_compute(config: RunOptions, world: World, train_step: TrainStep, updates: int | None = None) -> Compute:
     """Choose the settings that the config leaves at "auto" by timing updates (`Compute.choose`).
 
     torch's random generators are restored afterwards. A config without the field `compile` is not compiled; one with
@@ -138,7 +138,7 @@ def choose_compute(config: RunOptions, world: World, probe_step: TrainStep, upda
     Args:
         config: device, precision, threads, and perhaps compile.
         world: processes of this run, among which the CPU cores are divided.
-        probe_step: returns, for a candidate, a function that does one update with it, as if there were one process.
+        train_step: an update of one process, as if there were no others.
         updates: updates in the run, which limit the time that the measurement may take; None: unknown.
 
     Raises:
@@ -150,7 +150,7 @@ def choose_compute(config: RunOptions, world: World, probe_step: TrainStep, upda
             precision=config.precision,
             compile=getattr(config, "compile", "off"),
             threads=config.threads,
-            train_step=probe_step,
+            train_step=train_step,
             local_world_size=world.size,
             updates=updates,
             minutes=getattr(config, "minutes", 0.0),

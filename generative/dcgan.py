@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import StopVotes, World
 from zerokara.core.progress import loading
@@ -281,11 +281,10 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     return closing_message(session, evaluator)
 
 
-def probe_step(config: Config, data: Data, world: World, compute: Compute) -> Callable[[], object]:
+def probe_step(config: Config, data: Data, compute: Compute, batch_size: int) -> Callable[[], object]:
     """Return an update on the first images, which is timed to choose precision and memory layout."""
-    batch = config.batch_size // world.size
     learner = make_learner(config, data.train.shape, len(data.train.classes), compute, World())
-    pixels, labels = (x[:batch].to(compute.torch_device) for x in (data.train.images, data.train.labels))
+    pixels, labels = (x[:batch_size].to(compute.torch_device) for x in (data.train.images, data.train.labels))
     return lambda: update(learner, pixels, labels)
 
 
@@ -301,7 +300,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
         run.callback = callback
         if config.conditional:
             keep_classes(run, data.train, resume=config.resume, model_file=weights_file("last"), key="class_names")
-        timed = partial(probe_step, config, data, world)
+        timed = TrainStep(partial(probe_step, config, data), config.batch_size // world.size, config.accumulation_steps)
         compute = run.compute(lambda: choose_compute(config, world, timed, config.updates), config.updates)
         run.close(train(config, run, data, compute, world))
 

@@ -13,7 +13,7 @@ Shapes: N photographs, B batch, H, W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from zerokara.core import checkpoint
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data import DATASETS, ImageSet, hold_out
 from zerokara.core.data.image_files import resize
 from zerokara.core.data.sources import data_folder, find_data
@@ -269,8 +269,9 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
     )
 
 
-def probe_step(config: Config, data: Data, compute: Compute) -> Callable[[], object]:
+def probe_step(config: Config, data: Data, compute: Compute, batch_size: int) -> Callable[[], object]:
     """Return an update, which is timed to choose device and precision."""
+    config = replace(config, batch_size=batch_size)
     return Training(config, data, make_loss_network(config, config.seed), compute, World()).update
 
 
@@ -307,8 +308,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         for message in (*data.messages, f"loss network: {loss_network.description}", memory):
             run.print(message)
-        step = partial(probe_step, config, data)
-        compute = run.compute(lambda: choose_compute(config, world, step, config.updates), config.updates)
+        timed = TrainStep(partial(probe_step, config, data), config.batch_size // world.size)
+        compute = run.compute(lambda: choose_compute(config, world, timed, config.updates), config.updates)
         run.close(train(config, run, data, loss_network, compute, world))
 
 

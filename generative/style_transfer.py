@@ -16,7 +16,6 @@ Shapes: C channels, H, W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data.image_files import resize
 from zerokara.core.distributed import World
 from zerokara.core.media import write_png
@@ -290,8 +289,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         run.print(f"loss network: {loss_network.description}")
         run.print(memory)
-        step = partial(probe_step, config, images)
-        compute = run.compute(lambda: choose_compute(config, World(), step, config.iterations), config.iterations)
+        timed = TrainStep(lambda compute, _: probe_step(config, images, compute), 1)
+        compute = run.compute(lambda: choose_compute(config, World(), timed, config.iterations), config.iterations)
         run.close(optimize(config, run, images, loss_network, compute))
 
 

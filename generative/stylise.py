@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data.image_files import list_image_files, resize
 from zerokara.core.media import write_png
 from zerokara.core.report import OutputNames
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _compute(options: Options, network: StyleNetwork, files: Sequence[Path]) -> Compute:
     """Choose device and precision."""
 
-    def train_step(candidate: Compute) -> Callable[[], object]:
+    def stylize_first(candidate: Compute, _: int) -> Callable[[], object]:
         copy = StyleNetwork(network.width)
         copy.load_state_dict(network.state_dict())
         copy = candidate.frozen(candidate.module(copy.eval()))
@@ -153,7 +153,7 @@ def _compute(options: Options, network: StyleNetwork, files: Sequence[Path]) -> 
         precision=options.precision,
         compile="off",
         threads=options.threads,
-        train_step=train_step if options.precision == "auto" else None,
+        train_step=TrainStep(stylize_first, 1) if options.precision == "auto" else None,
     )
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from zerokara.core.augment import Augment
 from zerokara.core.backbones.base import on_meta_device
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.custom_loss import check_loss, load_loss
 from zerokara.core.data import ImageSet
 from zerokara.core.data_parallel import check_sync_batch_norm
@@ -307,10 +307,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         network = make_metadata(config, images).build()
     check_batch_norm(network, images.train.shape, images_per_pass(config.batch_size, len(images.train), world))
     updates = total_updates(config, images)
-    probe_step = partial(probe_update, Training, config, images, world)
+    batch_size = min(config.batch_size, len(images.train)) // world.size
+    timed = TrainStep(partial(probe_update, Training, config, images), batch_size)
     with open_run(config, KIND, world) as run:
         keep_classes(run, images.train, resume=config.resume, model_file=BinaryMetadata.FILE)
-        compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
+        compute = run.compute(lambda: choose_compute(config, world, timed, updates), 1)
         run.close(train(config, run, images, compute, world))
 
 

@@ -35,7 +35,7 @@ from torch import nn
 
 from zerokara.core import checkpoint
 from zerokara.core.backbones.registry import make_backbone
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data.captions import CaptionSet
 from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
@@ -216,9 +216,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_batch_norm(nn.BatchNorm1d(1, affine=False, device="meta"), (1,), captions_per_pass)
     updates = total_updates(config, data)
     # The vocabulary, and with it the size of the network, is that of all images.
-    probe_step = partial(probe_update, Training, config, data, world, only_first_images=False)
+    batch_size = min(config.batch_size, len(data.train)) // world.size
+    timed = TrainStep(partial(probe_update, Training, config, data, only_first_images=False), batch_size)
     with open_run(config, KIND, world) as run:
-        compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
+        compute = run.compute(lambda: choose_compute(config, world, timed, updates), 1)
         run.close(train(config, run, data, compute, world))
 
 

@@ -33,7 +33,7 @@ import torch
 
 from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.backbones.summary import summary
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier
@@ -170,11 +170,12 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     if not config.resume:  # and so are weights that do not fit the network
         load_weights(config, classifier)
     updates = total_updates(config, images)
-    probe_step = partial(probe_update, Training, config, images, world)
+    batch_size = min(config.batch_size, len(images.train)) // world.size
+    timed = TrainStep(partial(probe_update, Training, config, images), batch_size, config.accumulation_steps)
     with open_run(config, KIND, world) as run:
         run.callback = callback
         keep_classes(run, images.train, resume=config.resume, model_file=MODEL_FILE)
-        compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
+        compute = run.compute(lambda: choose_compute(config, world, timed, updates), 1)
         if config.minutes:
             if "epochs" not in run.extra:
                 run.save_extra(epochs=epochs_in_time_limit(config, images, compute, world) if world.is_main else 0)

@@ -34,7 +34,7 @@ if __name__ == "__main__":
 import torch
 
 from zerokara.core.backbones.base import on_meta_device
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
@@ -65,8 +65,9 @@ def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world
     result = run.path("result.json")
     if config.resume and result.exists():  # a finished run is not tested again
         return closing(config, read_result(result, "validation_map_50")["figures"])
-    step = partial(probe_step, config, data)
-    compute = run.compute(lambda: choose_compute(config, world, step, config.updates), config.updates)
+    batch_size = config.regions_per_update if config.method == "rcnn" else config.images_per_update
+    timed = TrainStep(partial(probe_step, config, data), batch_size // world.size)
+    compute = run.compute(lambda: choose_compute(config, world, timed, config.updates), config.updates)
     training = None
     try:
         proposals = find(config, run, data.train, "training images", world)
@@ -255,9 +256,18 @@ def closing(config: Config, results: dict[str, float]) -> str:
     return f"{message}; try it with: {program_command('vision.detect_predict')} runs/{config.name} <image>"
 
 
-def probe_step(config: Config, data: Data, compute: Compute) -> Callable[[], object]:
-    """Return an update on the first images with random proposals, which is timed to choose the hardware settings."""
-    few = data.train.take(range(min(8, len(data.train))))
+def probe_step(config: Config, data: Data, compute: Compute, batch_size: int) -> Callable[[], object]:
+    """Return an update on the first images with random proposals, which is timed to choose the hardware settings.
+
+    Args:
+        batch_size: images of the update; for R-CNN, whose network gets crops, regions.
+    """
+    if config.method == "rcnn":
+        config = replace(config, regions_per_update=batch_size)
+    else:
+        regions = max(1, config.regions_per_update * batch_size // config.images_per_update)
+        config = replace(config, images_per_update=batch_size, regions_per_update=regions)
+    few = data.train.take(range(min(max(8, config.images_per_update), len(data.train))))
     random_proposals = [Proposals(_random_boxes(few, config.regions_per_update), 0.0) for _ in range(len(few))]
     return Training(config, make_metadata(config, few, None), few, random_proposals, compute, World()).update
 

@@ -33,7 +33,7 @@ if __name__ == "__main__":
 import torch
 
 from zerokara.core.backbones.base import on_meta_device
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
@@ -205,10 +205,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         with torch.random.fork_rng():
             load_weights(config, make_metadata(config, images).build())
     updates = total_updates(config, images)
-    probe_step = partial(probe_update, Training, config, images, world)
+    batch_size = min(config.batch_size, len(images.train)) // world.size
+    timed = TrainStep(partial(probe_update, Training, config, images), batch_size, config.accumulation_steps)
     with open_run(config, KIND, world) as run:
         keep_classes(run, images.train, resume=config.resume, model_file=MODEL_FILE)
-        compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
+        compute = run.compute(lambda: choose_compute(config, world, timed, updates), 1)
         run.close(train(config, run, images, compute, world))
 
 

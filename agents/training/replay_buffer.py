@@ -99,10 +99,9 @@ def make_replay(
 
 
 def random_batch(
-    config: Config, env: VectorEnv, world: World, compute: Compute
+    config: Config, env: VectorEnv, compute: Compute, batch_size: int
 ) -> tuple[Batch, tuple[Tensor, Tensor, Tensor] | tuple[()]]:
     """Return a batch of random data as a process learns from, and what follows it (`Replay.following`)."""
-    batch_size = config.batch_size // world.size
     obs = torch.randint(256, (2, batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(compute.torch_device)
     # A tensor that is passed twice would be compiled for, and compiled code of no use in training.
     ones, discount_B, weight_B = (torch.ones(batch_size, device=compute.torch_device) for _ in range(3))

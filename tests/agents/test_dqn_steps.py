@@ -140,7 +140,7 @@ def test_the_probe_has_a_batch_of_separate_tensors(monkeypatch: pytest.MonkeyPat
     batches: list[Batch] = []
     monkeypatch.setattr(dqn, "gradient_step", lambda learner, batch, following: batches.append(batch))
     config = Config(frame_stack=1, image_size=SIZE, hidden_units=8, width_multiplier=0.25)
-    dqn.probe_step(config, ScriptedEnv(NUM_ENVS, frame_stack=1), World(), Compute())()
+    dqn.probe_step(config, ScriptedEnv(NUM_ENVS, frame_stack=1), Compute(), 32)()
     (batch,) = batches
     assert len({tensor.data_ptr() for tensor in batch}) == len(batch)
 

@@ -18,7 +18,7 @@ from torch import nn
 from tests.programs import start_with_torch
 from zerokara.core import compute as module
 from zerokara.core import probe
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.config import UserError
 
 Seconds = dict[tuple[str, bool, bool], float]  # by precision, channels_last, compile
@@ -37,7 +37,7 @@ class Machine:
         monkeypatch.setattr(module, "has_bfloat16", lambda device: bfloat16)
         monkeypatch.setattr(module, "compiler_missing", lambda device: "" if compiler else "there is no C++ compiler")
 
-    def train_step(self, candidate: Compute) -> Callable[[], object]:
+    def train_step(self, candidate: Compute, batch_size: int) -> Callable[[], object]:
         key = (candidate.precision, candidate.channels_last, candidate.compile)
 
         def step() -> None:
@@ -50,7 +50,7 @@ class Machine:
 
     def choose(self, **changes: Any) -> Compute:
         options: dict[str, Any] = {"device": "cpu", "precision": "auto", "compile": "auto", "threads": 1}
-        return Compute.choose(train_step=self.train_step, **(options | changes))
+        return Compute.choose(train_step=TrainStep(self.train_step, 1), **(options | changes))
 
 
 def table(**changes: float) -> Seconds:
@@ -130,11 +130,11 @@ def test_a_layout_that_is_measured_slower_is_not_kept(monkeypatch: pytest.Monkey
     machine = Machine(table(bfloat16=0.021), monkeypatch)
     original = machine.train_step
 
-    def train_step(candidate: Compute) -> Callable[[], object]:
+    def train_step(candidate: Compute, batch_size: int) -> Callable[[], object]:
         if candidate.compile:
             machine.seconds["bfloat16", True, False] = 0.032
             machine.seconds["bfloat16", False, False] = 0.027
-        return original(candidate)
+        return original(candidate, batch_size)
 
     monkeypatch.setattr(machine, "train_step", train_step)
     compute = machine.choose()
@@ -179,11 +179,11 @@ def test_failing_compiler_is_not_used(error: Exception, monkeypatch: pytest.Monk
     machine = Machine(table(), monkeypatch)
     original = machine.train_step
 
-    def train_step(candidate: Compute) -> Callable[[], object]:
+    def train_step(candidate: Compute, batch_size: int) -> Callable[[], object]:
         def fail() -> None:
             raise error
 
-        return fail if candidate.compile else original(candidate)
+        return fail if candidate.compile else original(candidate, batch_size)
 
     monkeypatch.setattr(machine, "train_step", train_step)
     compute = machine.choose()

@@ -23,33 +23,39 @@ PARTS = 100  # operations in a step
 
 
 class Clock:
-    """Clock that only steps advance: a step consists of operations that take a hundredth of it each."""
+    """Clock that only steps advance: a step consists of operations that take a hundredth of it each.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    The time of a step is proportional to its batch; `batch_size` is the whole one.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, batch_size: int = 1) -> None:
         self.now = 0.0
+        self.batch_size = batch_size
+        self.sizes: list[int] = []  # batch size of each step that was made
         self.steps: list[str] = []  # names of the candidates whose step ended
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def make(
         self, name: str, seconds: float, first: float | None = None, *, creation: float = 0.0
-    ) -> Callable[[], Any]:
+    ) -> Callable[[int], Any]:
         """Return a function that makes a step of this many seconds, the first one of `first`."""
 
-        def step() -> None:
-            takes = seconds if first is None or name in self.steps else first
+        def step(size: int) -> None:
+            takes = (seconds if first is None or name in self.steps else first) * size / self.batch_size
             for _ in range(PARTS):
                 torch.zeros(2).add_(1)
                 self.now += takes / PARTS
             self.steps.append(name)
 
-        def make_step() -> Callable[[], object]:
+        def make_step(size: int) -> Callable[[], object]:
             self.now += creation
-            return step
+            self.sizes.append(size)
+            return partial(step, size)
 
         return make_step
 
 
-def made(clock: Clock, seconds: Mapping[str, float]) -> dict[str, Callable[[], Any]]:
+def made(clock: Clock, seconds: Mapping[str, float]) -> dict[str, Callable[[int], Any]]:
     return {name: clock.make(name, value) for name, value in seconds.items()}
 
 
@@ -65,14 +71,14 @@ def test_candidates_take_turns_and_the_fastest_step_counts(monkeypatch: pytest.M
 def test_the_minimum_is_robust_to_other_load(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
-    def steps_taking(*seconds: float) -> Callable[[], Callable[[], None]]:
+    def steps_taking(*seconds: float) -> Callable[[int], Callable[[], None]]:
         times = iter(seconds)
 
         def step() -> None:
             nonlocal now
             now += next(times)
 
-        return lambda: step
+        return lambda size: step
 
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     probe = Probe[str]()
@@ -136,6 +142,109 @@ def test_a_first_step_beyond_the_limit_is_stopped(monkeypatch: pytest.MonkeyPatc
     assert clock.now <= module.MAX_SECONDS * 1.5
 
 
+@pytest.mark.parametrize("options", [{"updates": 10**5}, {"minutes": 20.0}])
+def test_candidates_with_long_steps_are_compared_on_a_smaller_batch(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of airbench with 2,000 images took more than 10 s in float32, and bfloat16 was never tried."""
+    clock = Clock(monkeypatch, batch_size=2_000)
+    probe = Probe[str](**options, batch_size=2_000)
+    seconds = {"float32": 11.0, "bfloat16": 5.0, "other": 20.0}
+    probe.measure(made(clock, seconds))
+    assert clock.sizes == [2_000, 31, 86, 86, 86]
+    assert probe.seconds == {name: pytest.approx(value) for name, value in seconds.items()}
+    assert probe.fastest(seconds) == "bfloat16"
+    assert (probe.estimated, probe.estimated_batch) == (set(seconds), 86)
+    assert clock.steps.count("bfloat16") == module.ROUNDS + 1, "all rounds fit into the limit"
+    assert (probe.stopped, probe.cut_short) == ({}, 0.0)
+    assert clock.now < module.MAX_SECONDS
+    assert probe.run_seconds == pytest.approx(1200 if "minutes" in options else 5e5)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "multiple_of", "expected"),
+    [(2, 1, []), (16, 8, []), (64, 8, [16]), (100, 1, [2]), (1_000, 3, [15, 9])],
+)
+def test_a_smaller_batch_has_at_least_two_items_for_each_part(
+    batch_size: int, multiple_of: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts are gradient accumulation steps; BatchNorm needs two values in each."""
+    clock = Clock(monkeypatch, batch_size=batch_size)
+    probe = Probe[str](batch_size=batch_size, multiple_of=multiple_of)
+    monkeypatch.setattr(probe, "_fitting_batch", lambda candidates: 10 if multiple_of == 3 else probe.batch_size)
+    probe.measure(made(clock, {"a": 30.0, "b": 30.0}))
+    assert list(dict.fromkeys(clock.sizes)) == [batch_size, *expected]
+
+
+def test_only_a_long_first_step_does_not_make_the_batch_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of a program loads libraries."""
+    clock = Clock(monkeypatch, batch_size=64)
+    make = made(clock, {"a": 0.2, "b": 0.1})
+
+    def loading(size: int) -> Callable[[], Any]:
+        def step() -> None:
+            clock.now += 5.0 * (not clock.steps and size == 64)
+            made_step()
+
+        made_step = make["a"](size)
+        return step
+
+    probe = Probe[str](batch_size=64)
+    probe.measure({"a": loading, "b": make["b"]})
+    assert clock.sizes == [64, 2, 64, 64]
+    assert probe.seconds == {"a": pytest.approx(0.2), "b": pytest.approx(0.1)}
+    assert not probe.estimated
+
+
+@pytest.mark.parametrize(("updates", "size"), [(1_000, 256), (120, 17), (20, 256)])
+def test_a_step_is_long_if_the_limit_has_no_time_for_two_of_each_candidate(
+    updates: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of 1,000 updates has time for them, and one of 20 has none for a second candidate."""
+    clock = Clock(monkeypatch, batch_size=256)
+    probe = Probe[str](updates, batch_size=256)
+    probe.measure(made(clock, {"a": 0.5, "b": 0.4, "c": 0.6}))
+    assert clock.sizes[-1] == size
+    assert probe.fastest("abc") == ("a" if updates == 20 else "b")
+    assert probe.cut_short or updates > 20
+
+
+def test_steps_of_a_gpu_are_not_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, batch_size=256)
+    probe = Probe[str](batch_size=256, interruptible=False)
+    probe.measure(made(clock, {"a": 3.0, "b": 2.0}))
+    assert clock.sizes == [256, 256]
+    assert clock.steps == ["a", "b", "a", "b"]
+
+
+def test_beside_compiled_code_whole_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code is that of a batch size, so that for a smaller batch a run would compile once more."""
+    clock = Clock(monkeypatch, batch_size=800)
+    probe = Probe[str](minutes=600, batch_size=800)
+    probe.measure(made(clock, {"a": 16.0, "b": 8.0}))
+    assert probe.estimated == {"a", "b"}
+    del clock.sizes[:], clock.steps[:]
+    seconds = {"a": 15.0, "b": 7.0, "compiled": 4.0}
+    assert probe.has_time_to_compile
+    assert probe.measure_compiled("compiled", made(clock, seconds))
+    assert clock.sizes == [800, 800], "of b and of the compiled code"
+    assert clock.steps == ["compiled", *["b", "compiled"] * module.LONG_ROUNDS]
+    assert probe.seconds == {"a": pytest.approx(16), "b": pytest.approx(7), "compiled": pytest.approx(4)}
+    assert probe.estimated == {"a"}
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(24, False), (26, True)])
+def test_compilation_needs_time_for_three_whole_steps(
+    minutes: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 2% of 25 minutes, 30 s, these take 24 s."""
+    clock = Clock(monkeypatch, batch_size=800)
+    probe = Probe[str](minutes=minutes, batch_size=800)
+    probe.measure({"a": clock.make("a", 8.0)})
+    clock.now = probe._start + 1.0
+    assert probe.has_time_to_compile == expected
+
+
 @pytest.mark.parametrize(("updates", "limit"), [(3, 0.0), (1_000, 2.0), (10**6, 10.0), (None, 10.0)])
 def test_the_limit_is_a_fraction_of_the_run(updates: int | None, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run takes `updates` steps of a tenth of a second."""
@@ -176,8 +285,9 @@ def test_compiled_code_is_timed_in_turns_with_the_others(monkeypatch: pytest.Mon
     probe.measure(made(clock, {"a": 0.1, "b": 0.2}))
     del clock.steps[:]
     seconds = {"a": 0.3, "b": 0.4, "compiled": 0.25}  # another program has started
-    monkeypatch.setattr(probe, "_steps", {name: made(clock, seconds)[name]() for name in "ab"})
-    assert probe.measure_compiled("compiled", clock.make("compiled", 0.25, first=20), ["a", "b"])
+    monkeypatch.setattr(probe, "_steps", {name: made(clock, seconds)[name](1) for name in "ab"})
+    make = made(clock, seconds) | {"compiled": clock.make("compiled", 0.25, first=20)}
+    assert probe.measure_compiled("compiled", make)
     assert clock.steps[:4] == ["compiled", "a", "b", "compiled"]
     assert probe.seconds == {name: pytest.approx(value) for name, value in seconds.items()}
     assert probe.fastest(["a", "b", "compiled"]) == "compiled"
@@ -194,7 +304,7 @@ def test_compilation_is_stopped_at_its_limit() -> None:
             pytest.fail("the limit was handled by the compiler")
 
     start = time.perf_counter()
-    assert not probe.measure_compiled("compiled", lambda: compilation, [])
+    assert not probe.measure_compiled("compiled", {"compiled": lambda size: compilation})
     assert time.perf_counter() - start < 5
     assert probe.stopped == {"compiled": pytest.approx(0.2, abs=0.15)}
     assert signal.getsignal(signal.SIGALRM) is handler
@@ -226,7 +336,7 @@ def test_an_alarm_that_python_ignores_is_repeated(
     monkeypatch.setattr(module, "ALARM_REPEAT_SECONDS", 0.2)
     hook = sys.unraisablehook
     probe = Probe[str](1_000, minutes=0.1 / 60 / module.MAX_FRACTION)
-    assert not probe.measure_compiled("compiled", lambda: compilation, [])
+    assert not probe.measure_compiled("compiled", {"compiled": lambda size: compilation})
     assert "compiled" in probe.stopped
     assert ended == [True]
     assert sys.unraisablehook is hook
@@ -239,7 +349,8 @@ def test_compiled_code_that_cannot_be_timed_is_not_used(monkeypatch: pytest.Monk
     probe = Probe[str](10_000)
     probe.measure(made(clock, {"a": 0.1}))
     assert probe.compile_limit == pytest.approx(20)
-    assert not probe.measure_compiled("compiled", clock.make("compiled", 0.01, first=30), ["a"])
+    make = {"a": clock.make("a", 0.1), "compiled": clock.make("compiled", 0.01, first=30)}
+    assert not probe.measure_compiled("compiled", make)
     assert probe.fastest(["a", "compiled"]) == "a"
 
 
@@ -248,7 +359,7 @@ def test_in_another_thread_a_compilation_runs_to_its_end() -> None:
     probe = Probe[str](1_000, minutes=2)
 
     def measure() -> None:
-        results.append(probe.measure_compiled("compiled", lambda: lambda: None, []))
+        results.append(probe.measure_compiled("compiled", {"compiled": lambda size: lambda: None}))
 
     thread = threading.Thread(target=measure)
     thread.start()
@@ -264,7 +375,7 @@ def test_a_real_step_is_stopped_in_time() -> None:
             weight.sin_()
 
     probe = Probe[str]()
-    probe.measure({"a": lambda: partial(step, 3), "b": lambda: partial(step, 10**8)})
+    probe.measure({"a": lambda size: partial(step, 3), "b": lambda size: partial(step, 10**8)})
     assert list(probe.stopped) == ["b"]
     assert probe.stopped["b"] < 5
     assert probe.fastest("ab") == "a"
@@ -273,7 +384,7 @@ def test_a_real_step_is_stopped_in_time() -> None:
 def test_a_limit_does_not_import_the_compiler(tmp_path: Path) -> None:
     code = (
         "import sys, torch; from zerokara.core.probe import Probe; "
-        "Probe(10).measure({'a': lambda: lambda: torch.ones(2).sin()}); "
+        "Probe(10).measure({'a': lambda size: lambda: torch.ones(2).sin()}); "
         "assert 'torch._dynamo' not in sys.modules"
     )
     process = start_with_torch(tmp_path, "-c", code)

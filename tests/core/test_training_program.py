@@ -16,7 +16,7 @@ from torch import nn
 
 from zerokara.core import training_program
 from zerokara.core.choices import Precision, Switch
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.config import Stopped, UserError
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
@@ -52,16 +52,14 @@ def test_options_come_from_the_config(config: Config, compile: Switch, monkeypat
 
     monkeypatch.setattr(Compute, "choose", choose)
 
-    def probe_step(candidate: Compute) -> Callable[[], object]:
-        return lambda: candidate
-
-    assert choose_compute(config, World(size=2), probe_step, 70) == Compute(threads=2)
+    step = TrainStep(lambda candidate, batch_size: lambda: candidate, 6)
+    assert choose_compute(config, World(size=2), step, 70) == Compute(threads=2)
     assert received == {
         "device": "cpu",
         "precision": "bfloat16",
         "compile": compile,
         "threads": 3,
-        "train_step": probe_step,
+        "train_step": step,
         "local_world_size": 2,
         "updates": 70,
         "minutes": getattr(config, "minutes", 0.0),
@@ -71,11 +69,12 @@ def test_options_come_from_the_config(config: Config, compile: Switch, monkeypat
 def test_random_state_is_not_changed() -> None:
     samples: list[torch.Tensor] = []
 
-    def probe_step(candidate: Compute) -> Callable[[], object]:
+    def probe_step(candidate: Compute, batch_size: int) -> Callable[[], object]:
         return lambda: samples.append(torch.rand(5))
 
+    config = Config(precision="auto", threads=torch.get_num_threads())
     torch.manual_seed(4)
-    compute = choose_compute(Config(precision="auto", threads=torch.get_num_threads()), World(), probe_step)
+    compute = choose_compute(config, World(), TrainStep(probe_step, 4))
     after = torch.rand(3)
     torch.manual_seed(4)
     assert torch.equal(after, torch.rand(3))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zerokara.core import checkpoint
+from zerokara.core.compute import TrainStep
 from zerokara.core.config import Stopped, UserError, from_dict, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.divergence import check_finite
@@ -232,10 +233,13 @@ def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, c
         Stopped: a signal stopped it. It is saved, but not if the signal interrupted an evaluation.
     """
     images = load_data(cell.config)
-    probe_step = functools.partial(probe_update, Training, cell.config, images, World())
+    batch_size = min(cell.config.batch_size, len(images.train))
+    timed = TrainStep(
+        functools.partial(probe_update, Training, cell.config, images), batch_size, cell.config.accumulation_steps
+    )
     updates = cells * total_updates(cell.config, images)  # about: the cells differ
     started = run.extra.get("compute", {})
-    compute = run.compute(lambda: choose_compute(cell.config, World(), probe_step, updates), cells)
+    compute = run.compute(lambda: choose_compute(cell.config, World(), timed, updates), cells)
     try:
         _check_precision(run, compute.precision, started.get("precision", ""))
     except UserError:

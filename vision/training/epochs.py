@@ -214,29 +214,28 @@ def probe_update(
     make: Callable[[Any, Any, Compute, World], EpochTraining[Any]],
     config: EpochConfig,
     data: Any,
-    world: World,
     compute: Compute,
+    batch_size: int,
     *,
     only_first_images: bool = True,
 ) -> Callable[[], object]:
     """Return an update to be timed for `core.training_program.choose_compute`.
 
-    It trains on the first images, as many as one process gets of a batch. It is always the first update of a run:
+    It trains on the first images. It is always the first update of a run:
     airbench's code is compiled again when its first bias is frozen, and there is one update per epoch here.
 
     Args:
         make: class of the training state.
         config: config of the run.
         data: data of the run, a dataclass with the field `train`.
-        world: processes of the run.
         compute: candidate.
+        batch_size: number of images.
         only_first_images: give `make` only these images, so that not all images are on the device for each candidate.
     """
-    number = config.batch_size // world.size
     if only_first_images:
-        data = dataclasses.replace(data, train=data.train.take(slice(0, number)))
+        data = dataclasses.replace(data, train=data.train.take(slice(0, batch_size)))
     training = make(config, data, compute, World())
-    first = torch.arange(min(number, len(data.train)))
+    first = torch.arange(min(batch_size, len(data.train)))
 
     def update() -> None:
         training.updates = 0

@@ -62,6 +62,23 @@ def test_number_of_epochs_is_measured_only_once(
     assert metrics(Path("runs/clock")) == metrics(Path("runs/epochs"))
 
 
+@pytest.mark.parametrize(("seconds", "updates"), [(0.1, 3 + 50), (1.0, 3 + 10), (6.0, 1 + 3), (20.0, 1 + 1)])
+def test_few_long_updates_are_measured(seconds: float, updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates of 11 s took two minutes of a run of 20."""
+    now, done = [0.0], [0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def update(self: Training, index_B: torch.Tensor) -> None:
+        now[0] += seconds * 1.001
+        done[0] += 1
+
+    monkeypatch.setattr(Training, "update", update)
+    config = parse(Config, PRESETS, [*TINY, "--minutes", "20"], "")
+    epochs = epochs_in_time_limit(config, Data.load(config), Compute(threads=1), World())
+    assert done[0] == updates
+    assert epochs == int(0.95 * 20 * 60 / (8 * seconds * 1.001 + 1))
+
+
 def test_epochs_follow_from_the_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch takes 19 s: 8 updates of 2 s, validation of 200 images at 0.01 s, and 1 s for the rest."""
     now = [0.0]

@@ -374,7 +374,7 @@ def test_the_probe_times_one_variant_of_airbench() -> None:
 
     settings = {"backbone": "airbench", "width_multiplier": 1 / 8, "optimizer": "muon_sgd", "whitening_bias_epochs": 1}
     config = Config(**PLAIN | settings, batch_size=10)
-    step = probe_update(make, config, Data.load(config), World(), Compute())
+    step = probe_update(make, config, Data.load(config), Compute(), 10)
     for _ in range(3):
         step()
         assert made[0].network.backbone.get_submodule("whiten").trains_bias
