@@ -11,7 +11,8 @@ may take `MAX_FRACTION` of the run, together with all timings.
 
 Long steps: the first step of the first candidate is stopped if it takes more than `LONG_FRACTION` of the limit, and all
 candidates are timed with a smaller batch. Otherwise this candidate would take all of the time, and the others would
-never be tried (docs/LOG.md). Nearly all of a step is proportional to its batch, so the fastest candidate is that of the
+never be tried (docs/LOG.md). They begin with the one that the processor's instructions suggest, so that it is used if
+even this takes too long. Nearly all of a step is proportional to its batch, so the fastest candidate is that of the
 whole batch, and the duration of a whole step is estimated in proportion. What does not depend on the batch, such as the
 optimizer's step and the conversion of weights to bfloat16, counts too much; so the batch is the largest one with which
 all rounds of all candidates fit into the limit. Compiled code is always timed with the whole batch, and beside it only
@@ -140,13 +141,18 @@ class Probe(Generic[CandidateT]):
         seconds = self.seconds
         return min(candidates, key=lambda candidate: seconds.get(candidate, math.inf))
 
-    def measure(self, make: Mapping[CandidateT, MakeStep]) -> None:
+    def measure(self, make: Mapping[CandidateT, MakeStep], likely: CandidateT | None = None) -> None:
         """Time the steps of candidates. Each step is created when its turn comes, in the order of `make`.
 
         A candidate that takes more than twice as long as the fastest is not timed again.
+
+        Args:
+            make: steps of the candidates.
+            likely: the candidate that is probably the fastest. If a step is long, it comes first, so that it is chosen
+                if there is no time for another.
         """
-        first, *others = make
-        self._time_first_candidate(first, make[first], len(make))
+        first = self._time_first_candidate(make, likely)
+        others = [candidate for candidate in make if candidate != first]
         for candidate in others:
             if self.elapsed >= self.limit:
                 self.cut_short = self.elapsed
@@ -217,31 +223,37 @@ class Probe(Generic[CandidateT]):
         """Fraction of a training step that a timed step has."""
         return self.batch_size / self._whole_batch
 
-    def _time_first_candidate(self, candidate: CandidateT, make_step: MakeStep, candidates: int) -> None:
-        """Find the batch size for all candidates, and time the first steps of one of them.
+    def _time_first_candidate(self, make: Mapping[CandidateT, MakeStep], likely: CandidateT | None) -> CandidateT:
+        """Find the batch size for all candidates, and time the first steps of one of them. Return that candidate.
 
         Args:
-            candidate: the first one.
-            make_step: creates its step.
-            candidates: number of candidates.
+            make: steps of the candidates.
+            likely: as for `measure`.
         """
-        step = make_step(self.batch_size)
+        candidate = next(iter(make))
+        step = make[candidate](self.batch_size)
         self._start = time.perf_counter()  # creating a network loads libraries that the run needs anyway
         while True:
             allowed = self.limit - self.elapsed
             if allowed <= 0:  # a single operation of the whole step, or the creation of this one, took all of the time
                 self.cut_short = self.elapsed
-                return
-            if self._is_divisible:
-                allowed = min(allowed, max(NEVER_LONG_SECONDS, LONG_FRACTION * self.limit))
+                return candidate
+            if self._is_divisible:  # of a smaller batch, every candidate should have a step
+                is_whole = self.batch_size == self._whole_batch
+                long = LONG_FRACTION * self.limit if is_whole else allowed / len(make)
+                allowed = min(allowed, max(NEVER_LONG_SECONDS, long))
             self._time_first_step(candidate, step, allowed)
             if candidate in self._first or not self._is_divisible:
                 break
-            step = self._smaller_step(make_step, self.batch_size // SHRINKING)
-        if candidate in self._first and candidates > 1:
-            size = self._fitting_batch(candidates)
+            candidate = candidate if likely is None else likely
+            step = self._smaller_step(make[candidate], self.batch_size // SHRINKING)
+        if candidate in self._first and len(make) > 1:
+            size = self._fitting_batch(len(make))
             if size != self.batch_size:
-                self._time_first_step(candidate, self._smaller_step(make_step, size), self.limit - self.elapsed)
+                if size < self.batch_size and likely is not None:
+                    candidate = likely
+                self._time_first_step(candidate, self._smaller_step(make[candidate], size), self.limit - self.elapsed)
+        return candidate
 
     def _smaller_step(self, make_step: MakeStep, size: int) -> Step:
         """Return a step of about this batch size, which is that of all further steps. Earlier timings are dropped."""
@@ -259,7 +271,7 @@ class Probe(Generic[CandidateT]):
         limit permits: the first steps of a program load libraries, and perhaps only they were long.
         """
         is_smaller = self.batch_size < self._whole_batch
-        steps = candidates * (ROUNDS + 1 if is_smaller else 2)
+        steps = candidates * (2 * ROUNDS if is_smaller else 2)  # others may be slower, and are created first
         seconds = min(self.seconds.values()) * self._fraction
         fitting = int(self.batch_size * (self.limit - self.elapsed) / (steps * seconds))
         if is_smaller:

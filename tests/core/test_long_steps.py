@@ -15,7 +15,7 @@ from zerokara.core import probe
 from zerokara.core.compute import Compute, TrainStep
 
 BATCH = 2_000
-OPERATIONS = 200  # of a step
+OPERATION_SECONDS = 0.05
 
 
 class Processor:
@@ -66,9 +66,11 @@ class Processor:
         name = candidate.settings
         if candidate.compile and (name, size) not in self.steps:
             self.advance(self.compilation)
-        for _ in range(OPERATIONS):
+        seconds = self.fixed + (self.seconds[name] - self.fixed) * size / BATCH
+        operations = int(seconds / OPERATION_SECONDS) + 1
+        for _ in range(operations):
             torch.zeros(2)
-            self.advance((self.fixed + (self.seconds[name] - self.fixed) * size / BATCH) / OPERATIONS)
+            self.advance(seconds / operations)
         self.steps.append((name, size))
 
     def advance(self, seconds: float) -> None:
@@ -96,8 +98,8 @@ def test_every_precision_is_tried_in_a_run_of_twenty_minutes(monkeypatch: pytest
     processor = Processor(monkeypatch, AIRBENCH)
     compute = processor.choose(minutes=20.0)
     assert compute.reason == (
-        "bfloat16 channels_last on 2 threads; a training step takes about float32 channels_last 11.0 s, bfloat16 "
-        "channels_last 6.0 s, bfloat16 8.0 s, float32 12.0 s (estimated from a batch of 65 instead of 2,000); not "
+        "bfloat16 channels_last on 2 threads; a training step takes about bfloat16 channels_last 6.0 s, float32 "
+        "channels_last 11.0 s, bfloat16 8.0 s, float32 12.0 s (estimated from a batch of 73 instead of 2,000); not "
         "compiled because it takes more than 2% of the run of about 1200 s"
     )
     assert (compute.precision, compute.channels_last, compute.compile) == ("bfloat16", True, False)
@@ -112,7 +114,7 @@ def test_compiled_code_is_compared_on_whole_steps_in_a_long_run(monkeypatch: pyt
     assert compute.reason == (
         "bfloat16 channels_last compiled on 2 threads; a training step took bfloat16 channels_last 6.0 s, bfloat16 "
         "channels_last compiled 4.0 s; a training step takes about float32 channels_last 11.0 s, bfloat16 8.0 s, "
-        "float32 12.0 s (estimated from a batch of 65 instead of 2,000)"
+        "float32 12.0 s (estimated from a batch of 73 instead of 2,000)"
     )
     assert {size for name, size in processor.steps if "compiled" in name} == {BATCH}, "compiled for the run's batch"
     slower = Processor(monkeypatch, AIRBENCH | {"bfloat16 channels_last compiled": 6.5})
@@ -152,6 +154,17 @@ def test_if_no_step_ends_in_time_the_hardware_decides(monkeypatch: pytest.Monkey
         assert "; stopped before the end of a step: float32 channels_last after 10." in compute.reason
         assert "; not compiled because nothing could be timed to compare it with" in compute.reason
         assert processor.steps == []
+
+
+def test_if_there_is_time_for_one_candidate_the_hardware_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest batch, two images, takes so long that a second candidate is stopped."""
+    seconds = dict.fromkeys(AIRBENCH, BATCH * 2.5) | {"float32 channels_last": BATCH * 2.0}
+    compute = Processor(monkeypatch, seconds).choose(updates=10, compile="off")
+    assert compute.settings == "bfloat16 channels_last"
+    assert "a training step takes about bfloat16 channels_last 5000.0 s (estimated from a batch of 2" in compute.reason
+    assert "; stopped before the end of a step: float32 channels_last after " in compute.reason
+    compute = Processor(monkeypatch, seconds, bfloat16=False).choose(updates=10, compile="off")
+    assert compute.settings == "float32 channels_last"
 
 
 def test_a_hopeless_candidate_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

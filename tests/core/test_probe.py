@@ -151,10 +151,10 @@ def test_candidates_with_long_steps_are_compared_on_a_smaller_batch(
     probe = Probe[str](**options, batch_size=2_000)
     seconds = {"float32": 11.0, "bfloat16": 5.0, "other": 20.0}
     probe.measure(made(clock, seconds))
-    assert clock.sizes == [2_000, 31, 86, 86, 86]
+    assert clock.sizes == [2_000, 31, 31, 31]
     assert probe.seconds == {name: pytest.approx(value) for name, value in seconds.items()}
     assert probe.fastest(seconds) == "bfloat16"
-    assert (probe.estimated, probe.estimated_batch) == (set(seconds), 86)
+    assert (probe.estimated, probe.estimated_batch) == (set(seconds), 31)
     assert clock.steps.count("bfloat16") == module.ROUNDS + 1, "all rounds fit into the limit"
     assert (probe.stopped, probe.cut_short) == ({}, 0.0)
     assert clock.now < module.MAX_SECONDS
@@ -174,6 +174,21 @@ def test_a_smaller_batch_has_at_least_two_items_for_each_part(
     monkeypatch.setattr(probe, "_fitting_batch", lambda candidates: 10 if multiple_of == 3 else probe.batch_size)
     probe.measure(made(clock, {"a": 30.0, "b": 30.0}))
     assert list(dict.fromkeys(clock.sizes)) == [batch_size, *expected]
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(120.0, 31), (200.0, 2)])
+def test_of_a_smaller_batch_every_candidate_has_a_step(
+    seconds: float, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 31 items of 2,000 takes 1.9 s, and of four there is time; and then 3.1 s."""
+    clock = Clock(monkeypatch, batch_size=2_000)
+    probe = Probe[str](batch_size=2_000)
+    probe.measure(made(clock, {"a": seconds, "b": 0.9 * seconds, "c": seconds, "d": 0.8 * seconds}))
+    assert clock.sizes[1] == 31
+    assert clock.sizes[2] == (31 if size == 31 else 2)
+    assert len(probe.seconds) == 4
+    assert probe.fastest("abcd") == "d"
+    assert clock.now < module.MAX_SECONDS
 
 
 def test_only_a_long_first_step_does_not_make_the_batch_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
