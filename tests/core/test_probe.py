@@ -224,6 +224,32 @@ def test_a_step_is_long_if_the_limit_has_no_time_for_two_of_each_candidate(
     assert probe.cut_short or updates > 20
 
 
+def test_with_a_smaller_batch_the_likely_candidate_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seconds, updates, stopped in ((0.5, 120, []), (30.0, 10**5, ["a"])):
+        clock = Clock(monkeypatch, batch_size=256)
+        probe = Probe[str](updates, batch_size=256)
+        probe.measure(made(clock, dict.fromkeys("abc", seconds)), "b")
+        assert list(dict.fromkeys(clock.steps)) == (["b", "a", "c"] if stopped else ["a", "b", "c"])
+        assert list(probe.seconds) == ["b", "a", "c"]
+
+
+def test_short_steps_of_a_short_run_are_not_made_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, batch_size=256)
+    probe = Probe[str](120, batch_size=256)
+    probe.measure(made(clock, {"a": 0.1, "b": 0.05}))
+    assert set(clock.sizes) == {256}
+
+
+def test_an_operation_that_takes_longer_than_the_limit_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, batch_size=256)
+    probe = Probe[str](batch_size=256)
+    seconds = 1.2 * module.MAX_SECONDS
+    probe.measure(made(clock, {"a": PARTS * seconds, "b": 1.0}), "b")
+    assert probe.stopped == {"a": pytest.approx(seconds)}
+    assert probe.cut_short == pytest.approx(seconds)
+    assert (clock.steps, probe.seconds) == ([], {})
+
+
 def test_steps_of_a_gpu_are_not_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, batch_size=256)
     probe = Probe[str](batch_size=256, interruptible=False)
