@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from zerokara.core.backbones.base import Backbone, scaled
 from zerokara.core.backbones.heads import MaxPooledHead
+from zerokara.core.max_pool import MaxPool2d
 
 WHITENING_IMAGES = 5_000  # of which the patches are taken
 WHITENING_EPSILON = 5e-4  # added to the variances of the principal components
@@ -81,7 +82,7 @@ class _Block(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = _convolution(in_channels, channels), _batch_norm(channels)
         self.conv2, self.norm2 = _convolution(channels, channels), _batch_norm(channels)
-        self.pool, self.activation = nn.MaxPool2d(2), nn.GELU()
+        self.pool, self.activation = MaxPool2d(2), nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.norm1(self.pool(self.conv1(x))))

@@ -16,6 +16,7 @@ from torch import nn
 from zerokara.core.backbones.base import PooledBackbone, he_init, scaled
 from zerokara.core.backbones.heads import FlatHead
 from zerokara.core.choices import Stem
+from zerokara.core.max_pool import MaxPool2d
 
 _STEMS: dict[Stem, tuple[int, int, int]] = {"paper": (11, 4, 2), "medium": (7, 2, 3), "small": (5, 1, 2)}
 
@@ -51,7 +52,7 @@ class AlexNet(PooledBackbone):
                 # Section 3.3. PyTorch divides alpha by the number of channels in the sum; the paper does not.
                 layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
             if index in (0, 1, 4):
-                layers.append(nn.MaxPool2d(3, 2))
+                layers.append(MaxPool2d(3, 2))
             in_channels = out_channels
         self.layers = nn.Sequential(*layers)
         he_init(self)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zerokara.core.backbones.base import Backbone, he_init, scaled
 from zerokara.core.backbones.heads import FlatHead
+from zerokara.core.max_pool import MaxPool2d
 
 
 class WidelyPadded(nn.Conv2d):
@@ -54,7 +55,7 @@ class DeepCnn(Backbone):
                 if pair == 1
                 else nn.Conv2d(out_channels, out_channels, 3, padding=1),
                 # ReLU and max-pooling commute; after the pool, ReLU has a quarter of the elements.
-                nn.MaxPool2d(2),
+                MaxPool2d(2),
                 nn.ReLU(),
             ]
             in_channels = out_channels

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zerokara.core.backbones.base import Backbone, he_init, scaled
 from zerokara.core.backbones.heads import PooledHead
 from zerokara.core.choices import Stem
+from zerokara.core.max_pool import MaxPool2d, max_pool2d
 
 # Columns of table 1: 1x1; 1x1 and 3x3; 1x1 and 5x5; 1x1 after the pool.
 _MODULES: dict[str, tuple[int, int, int, int, int, int]] = {
@@ -52,7 +53,7 @@ class _Inception(nn.Module):
         self.branch1 = _Conv(in_channels, one, 1)
         self.branch2 = nn.Sequential(_Conv(in_channels, reduce3, 1), _Conv(reduce3, three, 3))
         self.branch3 = nn.Sequential(_Conv(in_channels, reduce5, 1), _Conv(reduce5, five, kernel))
-        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), _Conv(in_channels, pool, 1))
+        self.branch4 = nn.Sequential(MaxPool2d(3, 1, 1), _Conv(in_channels, pool, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
@@ -108,20 +109,20 @@ class GoogLeNet(Backbone):
         x = self.conv1(x)
         if self.stem_pools:
             maps.append(x)
-            x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+            x = max_pool2d(x, 3, 2, ceil_mode=True)
         x = self.conv3(self.conv2(x))
         maps.append(x)
-        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        x = max_pool2d(x, 3, 2, ceil_mode=True)
         for name in _MODULES:
             x = self.get_submodule(name)(x)
             if name in _TAPS:
                 taps.append(x)
             if name == "inception3b":
                 maps.append(x)
-                x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+                x = max_pool2d(x, 3, 2, ceil_mode=True)
             elif name == "inception4e":
                 maps.append(x)
-                x = F.max_pool2d(x, 2, 2, ceil_mode=True)
+                x = max_pool2d(x, 2, 2, ceil_mode=True)
         return [*maps, x], taps
 
     def stages(self, x: Tensor) -> list[Tensor]:

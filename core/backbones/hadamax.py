@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zerokara.core.backbones.base import Backbone, same_margin, scaled
 from zerokara.core.backbones.heads import FlatHead
 from zerokara.core.layers import ChannelNorm
+from zerokara.core.max_pool import max_pool2d
 
 
 class _Block(nn.Module):
@@ -103,5 +104,5 @@ def _pool_same(x: Tensor, window: int, stride: int) -> Tensor:
     height, width = x.shape[2:]
     margin = (*same_margin(width, window, stride), *same_margin(height, window, stride))
     if len(set(margin)) == 1:
-        return F.max_pool2d(x, window, stride, margin[0])
-    return F.max_pool2d(F.pad(x, margin, value=float("-inf")), window, stride)
+        return max_pool2d(x, window, stride, margin[0])
+    return max_pool2d(F.pad(x, margin, value=float("-inf")), window, stride)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.heads import FlatHead
 from zerokara.core.layers import spectral_norm as normalize
+from zerokara.core.max_pool import max_pool2d
 
 
 class _Residual(nn.Module):
@@ -44,7 +45,7 @@ class _Section(nn.Module):
         self.blocks = nn.ModuleList([_Residual(channels), _Residual(channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(self.conv(x), 3, stride=2, padding=1)
+        x = max_pool2d(self.conv(x), 3, stride=2, padding=1)
         for block in self.blocks:
             x = block(x)
         return x

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zerokara.core.backbones.base import Backbone, he_init, scaled
 from zerokara.core.choices import Stem
+from zerokara.core.max_pool import MaxPool2d
 
 
 class _Block(nn.Module, ABC):
@@ -131,7 +132,7 @@ class ResNet(Backbone):
         kernel, stride = (7, 2) if stem == "paper" else (3, 2 if stem == "medium" else 1)
         self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "paper" else None
+        self.maxpool = MaxPool2d(3, 2, 1) if stem == "paper" else None
         layers = []
         for index, number in enumerate(self.blocks_per_layer):
             wide = scaled(64 * 2**index, width)

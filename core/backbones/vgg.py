@@ -12,6 +12,7 @@ from torch import nn
 
 from zerokara.core.backbones.base import PooledBackbone, he_init, scaled
 from zerokara.core.backbones.heads import FlatHead
+from zerokara.core.max_pool import MaxPool2d
 
 # Number of 3x3 convolutions of each section; a 2x2 max-pool ends a section.
 _SECTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -41,7 +42,7 @@ class VGG(PooledBackbone):
                     layers.append(nn.BatchNorm2d(out_channels))
                 layers.append(nn.ReLU())
                 in_channels = out_channels
-            layers.append(nn.MaxPool2d(2))
+            layers.append(MaxPool2d(2))
         self.layers = nn.Sequential(*layers)
         he_init(self)
         self._measure()
