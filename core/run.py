@@ -141,7 +141,9 @@ class Run(StopSignals):
             return self._compute
 
         def measure() -> Compute:
-            self.progress(0, total, {"measuring": "the fastest hardware settings"})
+            compiles = getattr(self._config, "compile", "off") == "on"
+            named = "the fastest hardware settings" + ", and compiling, which can take minutes" * compiles
+            self.progress(0, total, {"measuring": named})
             return choose()
 
         if "compute" not in self.extra:

@@ -21,6 +21,7 @@ class Config:
     """Config of the tests."""
 
     seed: int = 1
+    compile: str = "off"
 
 
 def new(root: Path, *, resume: bool = False, quiet: bool = True) -> Run:
@@ -81,3 +82,20 @@ def test_compute_settings_are_chosen_once(tmp_path: Path, capsys: pytest.Capture
         assert resumed.compute(choose, 10) == resumed.compute(choose, 10) == expected
         assert capsys.readouterr().out == "compute: no other candidates\n", "printed once"
     assert calls == ["choose"]
+
+
+@pytest.mark.parametrize(
+    ("compile", "shown"),
+    [
+        ("on", "the fastest hardware settings, and compiling, which can take minutes"),
+        ("off", "the fastest hardware settings"),
+    ],
+)
+def test_the_progress_shows_that_a_run_compiles_before_its_first_step(
+    compile: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress: list[tuple[Any, ...]] = []
+    with Run(Config(compile=compile), kind="pqn", name="a", resume=False, quiet=True, root=tmp_path) as run:
+        monkeypatch.setattr(run, "progress", lambda *arguments: progress.append(arguments))
+        run.compute(lambda: Compute(threads=torch.get_num_threads()), 10)
+    assert progress == [(0, 10, {"measuring": shown})]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.agents.fakes import make as make_replay
 from tests.agents.qlearning.sampled import ACTIONS, BATCH, OBS, batches, config
 from tests.agents.qlearning.test_newer_methods import SHIFT, filled, offset
 from tests.agents.small_runs import CATCH
+from tests.agents.test_dqn_steps import run_iterations
 from tests.programs import metrics
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config, read_config
@@ -26,6 +28,7 @@ from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Replay
 from zerokara.agents.qlearning.spr import SelfPrediction, project, scale_to_unit, spr_loss
+from zerokara.agents.training.replay_buffer import random_batch
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
@@ -292,3 +295,24 @@ def test_heads_backbones_and_precisions(
     learner = dqn.make_learner(c, OBS, ACTIONS, Compute(**compute), World())
     assert isinstance(learner.online, QNetwork)
     assert torch.isfinite(dqn.gradient_step(learner, batches()(), following())).all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_the_loss_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training uses the graph of the probe; a second one takes a minute. Here graphs are counted and run eagerly."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    def function(_compute: Compute, function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, backend=backend) if function.__name__ == "_forward_eager" else function
+
+    monkeypatch.setattr(Compute, "function", function)
+    options = {**SPR, "spr_steps": 3, "random_shift": 2, "per_alpha": 0.5, "noisy": True, "batch_size": BATCH}
+    training = run_iterations(tmp_path, monkeypatch, **options)
+    dqn.gradient_step(training.learner, *random_batch(training.config, training.env, Compute(), BATCH))
+    for _ in range(2):
+        training.sample_and_update()
+    assert len(graphs) == 1
