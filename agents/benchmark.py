@@ -30,7 +30,7 @@ from typing import Annotated, Any, ClassVar
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.command_line import Requirement, check_command_line, parse
-from zerokara.core.config import Range, Stopped, UserError, flag, note, run_main
+from zerokara.core.config import Range, Stopped, UserError, flag, format_count, note, run_main
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program
 from zerokara.core.scheduling.cluster import CLUSTER_FIELDS, ClusterOptions
@@ -249,7 +249,10 @@ def keep_results(runs: Sequence[PlannedRun], options: Options, folder: Path, max
     results = kept.read()
     write_page(page, results)
     left = len(kept.missing(runs))
-    print(f"{page}: {len(results)} results; of {len(runs)} runs of this command {left} are missing", flush=True)
+    print(
+        f"{page}: {format_count(len(results), 'result')}; of {len(runs)} runs of this command {left} are missing",
+        flush=True,
+    )
     if stopped:
         raise Stopped
     if failed:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from zerokara.core.choices import Precision, Switch
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.layers import NoisyLinear
 from zerokara.core.machine import has_bfloat16, usable_cores
 from zerokara.core.probe import MAX_FRACTION, MAX_SECONDS, Probe
@@ -327,7 +327,11 @@ def _choose_fastest(
             f"the measurement was cut short after {probe.cut_short:.1f} s (at most {MAX_SECONDS:.0f} s and "
             f"{MAX_FRACTION:.0%} of the run)"
         )
-    parts = [f"{best.settings} on {base.threads} threads", *_format_timings(probe, train_step.batch_size), *notes]
+    parts = [
+        f"{best.settings} on {format_count(base.threads, 'thread')}",
+        *_format_timings(probe, train_step.batch_size),
+        *notes,
+    ]
     return dataclasses.replace(best, reason="; ".join(parts))
 
 

@@ -363,6 +363,12 @@ def disk_full_message(error: OSError) -> str | None:
     return f"The disk is full{where}: free some space and type the same command again."
 
 
+def format_count(number: int, singular: str, plural: str = "") -> str:
+    """Format a number of things: "1 image", "1,234 images". The default plural is the singular with -s or -es."""
+    ending = "es" if singular.endswith(("s", "x")) else "s"
+    return f"{number:,} {singular if number == 1 else plural or singular + ending}"
+
+
 def abbreviate(text: str, limit: int = MAX_MESSAGE) -> str:
     """Return a text with at most `limit` characters; of a longer one, the middle is left out."""
     half = (limit - 5) // 2

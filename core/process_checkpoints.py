@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from zerokara.core import checkpoint
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import UserError, error_summary, format_count
 from zerokara.core.distributed import World
 
 FILE = re.compile(r"checkpoint-(\d+)(-previous)?\.pt")
@@ -39,11 +39,6 @@ def current_path(folder: Path, rank: int) -> Path:
 def previous_path(folder: Path, rank: int) -> Path:
     """Return the path of a process's checkpoint before the newest one."""
     return folder / f"checkpoint-{rank}-previous.pt"
-
-
-def format_processes(number: int) -> str:
-    """Format a number of processes: "1 process", "2 processes"."""
-    return f"{number} process{'es' * (number != 1)}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,8 @@ class Saved:
             return ""
         text = f"resumed at step {self.step:,}"
         if self.size != world.size:
-            text += f" with {format_processes(world.size)} from checkpoints of {format_processes(self.size)}"
+            now, before = (format_count(number, "process") for number in (world.size, self.size))
+            text += f" with {now} from checkpoints of {before}"
         if not self.is_newest:
             text += ", the last one that every process has saved"
         if self.damaged:

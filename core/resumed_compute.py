@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from zerokara.core.compute import Compute, compiler_missing, find_device
-from zerokara.core.config import UserError, flag, from_dict
+from zerokara.core.config import UserError, flag, format_count, from_dict
 from zerokara.core.distributed import World
 from zerokara.core.machine import has_bfloat16, usable_cores
 from zerokara.core.run_folder import read_config
@@ -127,7 +127,7 @@ def compute_on_resume(
             compile=saved.compile and "compile" not in reasons,
             threads=threads if "threads" in reasons else saved.threads,
         )
-        new = dataclasses.replace(new, reason=f"{new.settings} on {new.threads} threads")
+        new = dataclasses.replace(new, reason=f"{new.settings} on {format_count(new.threads, 'thread')}")
     same = dataclasses.replace(new, reason=saved.reason) == saved
     return (saved, []) if same else (new, list(reasons.values()))
 
@@ -149,7 +149,7 @@ def obstacles(saved: Compute, config: Any, processes: int) -> dict[str, str]:
     if saved.compile and (reason := compiler_missing(saved.torch_device)):
         found["compile"] = reason
     if getattr(config, "threads", 1) == 0 and saved.threads > (cores := _cores(processes)):
-        found["threads"] = f"there are {cores} cores for each process, and {saved.threads} threads were used"
+        found["threads"] = f"{saved.threads} threads were used, and each process has {format_count(cores, 'core')}"
     return found
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from zerokara.core.compute import Compute, TrainStep
-from zerokara.core.config import Stopped, UserError, flag
+from zerokara.core.config import Stopped, UserError, flag, format_count
 from zerokara.core.distributed import World
 from zerokara.core.programs import program
 from zerokara.core.run import Run
@@ -37,7 +37,7 @@ def check_divisible(config: Any, world: World, *fields: str, parts: int = 1) -> 
     Raises:
         UserError: a field is not a multiple of processes x parts.
     """
-    divisor = f"{world.size} processes" + f" x {flag('accumulation_steps')} {parts}" * (parts > 1)
+    divisor = format_count(world.size, "process") + f" x {flag('accumulation_steps')} {parts}" * (parts > 1)
     for field in fields:
         if (value := getattr(config, field)) % (world.size * parts):
             raise UserError(

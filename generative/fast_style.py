@@ -20,7 +20,7 @@ from typing import Any
 
 from zerokara.core import schedules
 from zerokara.core.command_line import check_command_line
-from zerokara.core.config import UserError, flag, run_main, to_dict
+from zerokara.core.config import UserError, flag, format_count, run_main, to_dict
 from zerokara.core.programs import command, program_command, resume_command
 from zerokara.core.stopwatch import LogInterval
 from zerokara.generative.gan.config import Config as DataConfig
@@ -98,8 +98,9 @@ class Data:
         photographs, messages = load_split(data_config, "train")
         if len(photographs) < config.held_out_images + config.batch_size:
             raise UserError(
-                f"{photographs.source} has {len(photographs):,} images, and {config.held_out_images} to hold out plus "
-                f"{config.batch_size} for a batch are needed: give more, or lower {flag('held_out_images')}."
+                f"{photographs.source} has {format_count(len(photographs), 'image')}, and {config.held_out_images} to "
+                f"hold out plus {config.batch_size} for a batch are needed: give more, or lower "
+                f"{flag('held_out_images')}."
             )
         train, held_out = hold_out(photographs, config.held_out_images, SPLIT_SEED)
         return cls(style, train, held_out, tuple(messages))

@@ -21,7 +21,7 @@ from functools import partial
 
 from zerokara.core import schedules
 from zerokara.core.command_line import check_command_line
-from zerokara.core.config import UserError, run_main
+from zerokara.core.config import UserError, format_count, run_main
 from zerokara.core.programs import command
 from zerokara.vision.binarization.config import KIND, Config, read_config
 
@@ -200,7 +200,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     training = Training(config, images, compute, world)
     restore(training, run)
     run.print(
-        f"{training.metadata.data}: {len(images.train):,} training images, {len(images.validation):,} validation images"
+        f"{training.metadata.data}: {format_count(len(images.train), 'training image')}, "
+        f"{format_count(len(images.validation), 'validation image')}"
     )
     for message in images.train.messages:
         run.print(message)
@@ -290,8 +291,9 @@ def finish(training: Training, run: Run) -> str:
     write_json(result_path, content)
     errors = ", ".join(f"{name.replace('_', ' ')} {value:.2%}" for name, value in metrics.items())
     return (
-        f"{config.data}: {errors} after {config.epochs} epochs; weights of {sizes.float_bytes:,} bytes packed into "
-        f"{sizes.packed_bytes:,} ({sizes.ratio:.1f} times smaller), read back with identical predictions: {path}"
+        f"{config.data}: {errors} after {format_count(config.epochs, 'epoch')}; weights of "
+        f"{sizes.float_bytes:,} bytes packed into {sizes.packed_bytes:,} ({sizes.ratio:.1f} times smaller), read "
+        f"back with identical predictions: {path}"
     )
 
 

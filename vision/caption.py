@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 from zerokara.core.command_line import check_command_line
-from zerokara.core.config import run_main
+from zerokara.core.config import format_count, run_main
 from zerokara.core.programs import program_command
 from zerokara.vision.captioning.config import KIND, Config, read_config
 
@@ -70,8 +70,9 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     resumed = restore(training, run)
     named = ", by the names of folders and files" if config.named_splits and data.train.splits else ""
     run.print(
-        f"{data.train.source}: {len(data.train):,} training images, {len(data.validation):,} validation images, "
-        f"{len(data.test):,} test images{named}; vocabulary of {len(training.metadata.words):,} words"
+        f"{data.train.source}: {format_count(len(data.train), 'training image')}, "
+        f"{format_count(len(data.validation), 'validation image')}, "
+        f"{format_count(len(data.test), 'test image')}{named}; vocabulary of {len(training.metadata.words):,} words"
     )
     for message in data.train.messages:
         run.print(message)

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from zerokara.core.command_line import check_command_line
-from zerokara.core.config import run_main
+from zerokara.core.config import format_count, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.config import KIND, Config, read_config
@@ -60,7 +60,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     training = Training(config, images, compute, world)
     resumed = restore(training, run, lambda network: load_weights(config, network))
     run.print(
-        f"{training.metadata.data}: {len(images.train):,} training images, {len(images.validation):,} validation images"
+        f"{training.metadata.data}: {format_count(len(images.train), 'training image')}, "
+        f"{format_count(len(images.validation), 'validation image')}"
     )
     for message in images.train.messages:
         run.print(message)
@@ -152,8 +153,8 @@ def finish(training: Training, run: Run) -> str:
         "hours": training.trained_hours,
     }
     write_json(result_path, {"figures": metrics, "protocol": protocol})
-    predict = program_command("vision.predict")
-    return f"{message} after {training.epoch} epochs; classify an image: {predict} runs/{config.name} <image>"
+    predict, epochs = program_command("vision.predict"), format_count(training.epoch, "epoch")
+    return f"{message} after {epochs}; classify an image: {predict} runs/{config.name} <image>"
 
 
 def start(config: Config, callback: LogCallback | None = None) -> None:

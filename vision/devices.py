@@ -23,7 +23,7 @@ from typing import Annotated, Any, get_args
 
 from zerokara.core.choices import Precision
 from zerokara.core.command_line import check_command_line, parse
-from zerokara.core.config import Range, UserError, run_main, to_dict
+from zerokara.core.config import Range, UserError, format_count, run_main, to_dict
 from zerokara.core.machine import describe_machine, describe_versions
 from zerokara.core.programs import program_command
 from zerokara.core.run_config import stem
@@ -108,7 +108,7 @@ class Setting:
     @property
     def label(self) -> str:
         """Label for tables and axes."""
-        device = "GPU" if self.device == "cuda" else f"{self.threads} core" + "s" * (self.threads > 1)
+        device = "GPU" if self.device == "cuda" else format_count(self.threads, "core")
         return f"{device}, {self.precision}"
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated
 
 from zerokara.core.command_line import check_command_line, parse
-from zerokara.core.config import Positional, Range, UserError, run_main
+from zerokara.core.config import Positional, Range, UserError, format_count, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.zoo import registry as zoo
 
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def original(x: Tensor) -> np.ndarray:
         return np.asarray(deployed(x).numpy())
 
-    checked_on = f"checked on {len(images):,} images of {images.source}"
+    checked_on = f"checked on {format_count(len(images), 'image')} of {images.source}"
     print(f"{source}: {metadata.backbone}, {len(metadata.classes)} classes; {checked_on}")
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / f"{name}.safetensors"

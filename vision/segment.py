@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from zerokara.core.command_line import check_command_line
-from zerokara.core.config import UserError, run_main
+from zerokara.core.config import UserError, format_count, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.segmentation.config import KIND, Config, read_config
@@ -60,8 +60,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     resumed = restore(training, run, lambda network: load_weights(config, network))
     parameters = sum(parameter.numel() for parameter in training.network.parameters())
     run.print(
-        f"{training.metadata.data}: {len(images.train):,} training images, "
-        f"{len(images.validation):,} validation images; "
+        f"{training.metadata.data}: {format_count(len(images.train), 'training image')}, "
+        f"{format_count(len(images.validation), 'validation image')}; "
         f"{len(training.metadata.classes)} classes; {config.network} on {config.backbone}, {parameters:,} parameters"
     )
     for message in dict.fromkeys((*images.train.messages, *images.validation.messages)):
@@ -183,7 +183,7 @@ def finish(training: Training, run: Run) -> str:
         if f"{split}_mean_iou" in metrics
     ]
     return (
-        f"{config.data}: {'; '.join(results)} after {training.epoch} epochs; segment an image: "
+        f"{config.data}: {'; '.join(results)} after {format_count(training.epoch, 'epoch')}; segment an image: "
         f"{program_command('vision.segment_predict')} runs/{config.name} <image or folder>"
     )
 

@@ -11,6 +11,7 @@ from zerokara.agents.configs.common import Settings
 from zerokara.agents.configs.defaults import default_values, format_changes, preset_changes
 from zerokara.agents.configs.lengths import describe_lengths
 from zerokara.agents.training.evaluation import Scores
+from zerokara.core.config import format_count
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 
@@ -80,7 +81,7 @@ def format_progress(
     if best is not None:
         score += f" (best: {best:.2f} at step {best_step:,})"
     if returns:
-        score += f", last {len(returns)} training episodes {np.mean(list(returns)):.2f}"
+        score += f", last {format_count(len(returns), 'training episode')} {np.mean(list(returns)):.2f}"
     return score if updates else f"{score}, the network is untrained: there was no update"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import UserError, error_summary, format_count
 from zerokara.core.data.box_types import (
     AnnotatedImage,
     Box,
@@ -118,12 +118,12 @@ def _read_file(
         by_id[each["id"]] = AnnotatedImage(picture, f"{name} ({file_name})", size=size, split=split)
     if lost and not by_id:
         raise UserError(
-            f"{name} in {where} annotates {len(lost):,} images that do not exist, the first of them "
-            f"{lost[0]}: add them."
+            f"{name} in {where} annotates {format_count(len(lost), 'missing image')}, the first of them {lost[0]}: "
+            f"add what is missing."
         )
     if lost:
         listing.audit.notes.append(
-            f"left out: annotations in {name} of {len(lost):,} images that do not exist: {name_some(lost)}"
+            f"left out: annotations in {name} of {format_count(len(lost), 'missing image')}: {name_some(lost)}"
         )
     listing.pictures += by_id.values()
     for each in content["annotations"]:
@@ -178,7 +178,7 @@ def _read_box(row: Mapping[str, Any], listing: Listing) -> Box:
     segmentation = row["segmentation"]
     if isinstance(segmentation, dict):
         box = _around_runs(segmentation)
-        listing.audit.converted["run-length masks without a bbox, read as the boxes around them"] += 1
+        listing.audit.converted["given as a run-length mask without a bbox, read as the box around it"] += 1
         return box
     try:
         values = [[float(value) for value in polygon] for polygon in segmentation]
@@ -188,7 +188,7 @@ def _read_box(row: Mapping[str, Any], listing: Listing) -> Box:
         raise ValueError("it has no bbox, and its segmentation is not polygons of x, y, x, y, x, y, ...") from None
     xs = [x for polygon in values for x in polygon[::2]]
     ys = [y for polygon in values for y in polygon[1::2]]
-    listing.audit.converted["polygons without a bbox, read as the boxes around them"] += 1
+    listing.audit.converted["given as polygons without a bbox, read as the box around them"] += 1
     return min(xs), min(ys), max(xs), max(ys)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.data.box_coco import read_coco
 from zerokara.core.data.box_types import Listing, Read, name_some
 from zerokara.core.data.box_voc import read_voc
@@ -49,7 +49,7 @@ def read_boxes(members: Sequence[str], read: Read, where: Path) -> Listing:
             listing.leave_out_images()
             if missing := [path for path in pictures if path not in annotated and path not in listing.unusable]:
                 listing.audit.notes.append(
-                    f"left out: {len(missing):,} images without an annotation: {name_some(missing)}"
+                    f"left out: {format_count(len(missing), 'image')} without an annotation: {name_some(missing)}"
                 )
             return listing
     raise UserError(

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import UserError, error_summary, format_count
 from zerokara.core.data.box_types import AnnotatedImage, ImageFinder, Listing, Read, invalid, name_some, stated_size
 from zerokara.core.data.splits import split_of
 
@@ -47,17 +47,18 @@ def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: P
         raise UserError(next(iter(listing.unusable.values())))
     if lost and not listing.pictures:
         raise UserError(
-            f"{where} has {len(lost):,} annotations of images that it does not contain, the first of them {lost[0]}: "
+            f"{where} has {format_count(len(lost), 'annotation')} without an image of the same name, the first of them "
+            f"{lost[0]}: "
             f"add the images in JPEGImages/, with the names of the XML files."
         )
     if several:
         listing.audit.notes.append(
-            f"{len(several):,} objects have several boxes, and each box counts as an object: "
-            f"{name_some(list(dict.fromkeys(several)))}"
+            format_count(len(several), "object has", "objects have")
+            + f" several boxes, and each box counts as an object: {name_some(list(dict.fromkeys(several)))}"
         )
     if lost:
         listing.audit.notes.append(
-            f"left out: {len(lost):,} annotations without an image of their name: {name_some(lost)}"
+            f"left out: {format_count(len(lost), 'annotation')} without an image of the same name: {name_some(lost)}"
         )
     listing.classes = tuple(sorted({label for annotated in listing.pictures for label, _ in annotated.boxes}))
     return listing

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import UserError, error_summary, format_count
 from zerokara.core.data.box_types import AnnotatedImage, Box, Listing, Read, invalid, name_some
 from zerokara.core.data.splits import split_of
 
@@ -67,20 +67,25 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
         return Listing(listing.format_name, [], ())
     if without_file:
         listing.audit.notes.append(
-            f"{len(without_file):,} images without a text file count as images without objects: "
-            f"{name_some(without_file)}"
+            format_count(
+                len(without_file),
+                "image without a text file counts as an image without objects",
+                "images without a text file count as images without objects",
+            )
+            + f": {name_some(without_file)}"
         )
     unused = sorted(set(texts.values()) - used)
     if orphans := [name for name in unused if name.rpartition("/")[2].lower() not in NOT_LABELS]:
         listing.audit.notes.append(
-            f"left out: {len(orphans):,} text files without an image of their name: {name_some(orphans)}"
+            f"left out: {format_count(len(orphans), 'text file')} without an image of the same name: "
+            f"{name_some(orphans)}"
         )
     names = _read_names(read, files, documents, where)
     numbers = sorted({number for _, number, _ in rows})
     if names and (wrong := [number for number in numbers if number not in names]):
         raise UserError(
-            f"{where} has boxes of class {wrong[0]}, but names of {len(names):,} classes, 0 to {max(names)}: "
-            f"add its name."
+            f"{where} has boxes of class {wrong[0]}, but names of {format_count(len(names), 'class')}, 0 to "
+            f"{max(names)}: add its name."
         )
     if twice := [label for label, count in Counter(names.values()).items() if count > 1]:
         raise UserError(
@@ -140,7 +145,7 @@ def _parse_line(line: str, keypoint_values: int, converted: Counter[str]) -> tup
         return int(number), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     if len(values) >= 6 and len(values) % 2 == 0:
         xs, ys = values[::2], values[1::2]
-        converted["polygons, read as the boxes around them"] += 1
+        converted["given as a polygon, read as the box around it"] += 1
         return int(number), (min(xs), min(ys), max(xs), max(ys))
     raise ValueError(f"after the class come {len(values)} numbers, not 4 of a box or 6, 8, ... of a polygon")
 
@@ -242,7 +247,7 @@ def _yaml_names(document: Any, name: str, where: Path) -> dict[int, str]:
     if not isinstance(names, dict) or not all(map(_is_number, names)) or not all(map(_is_text, names.values())):
         raise invalid(name, where, "names must be a list, or names by number")
     if _is_number(number := document.get("nc")) and int(number) != len(names):
-        raise invalid(name, where, f"it has {len(names):,} names, but nc is {number}")
+        raise invalid(name, where, f"it has {format_count(len(names), 'name')}, but nc is {number}")
     return {int(number): label for number, label in names.items()}
 
 

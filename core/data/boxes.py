@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from zerokara.core.boxes import clip
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.box_files import read_boxes
 from zerokara.core.data.box_types import AnnotatedImage, Listing, Read
@@ -36,6 +36,15 @@ from zerokara.core.data.types import Progress
 
 MAX_CUT_PIXELS = 1.5  # of the canvas; boxes that are cut by more are counted
 TEST_FRACTION, VALIDATION_FRACTION = 1 / 5, 1 / 10
+# Remarks on images whose annotation states another size than theirs: on one, and on several.
+NOT_TURNED = (
+    "image is not turned by its EXIF orientation, as its boxes are not",
+    "images are not turned by their EXIF orientation, as their boxes are not",
+)
+SCALED = (
+    "image has another size than its annotation states; its boxes are scaled",
+    "images have another size than their annotations state; their boxes are scaled",
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
         left_out_before = len(audit.left_out)
         audit.left_out += listing.unusable.values()
         readable, canvases, scales, boxes = [], [], [], []
-        frames: Counter[str] = Counter()
+        frames: Counter[tuple[str, str]] = Counter()
         cut = 0
         for index, annotated in enumerate(listing.pictures):
             if progress is not None and (index % 64 == 63 or index + 1 == len(listing.pictures)):
@@ -143,16 +152,24 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
     audit.check_left_out(left_out_before, len(readable), str(path))
     listing.pictures = readable
     if cut:
-        audit.notes.append(f"{cut:,} boxes reach beyond their images and are cut at the edges")
-    audit.notes += [f"{number:,} images {frame}" for frame, number in frames.items()]
+        audit.notes.append(
+            format_count(
+                cut,
+                "box reaches beyond its image and is cut at the edges",
+                "boxes reach beyond their images and are cut at the edges",
+            )
+        )
+    audit.notes += [format_count(number, *note) for note, number in frames.items()]
     return _assemble(listing, canvases, scales, boxes, path, audit)
 
 
-def _read_image(annotated: AnnotatedImage, read: Read, path: Path, audit: Audit) -> tuple[np.ndarray, np.ndarray, str]:
+def _read_image(
+    annotated: AnnotatedImage, read: Read, path: Path, audit: Audit
+) -> tuple[np.ndarray, np.ndarray, tuple[str, str] | None]:
     """Read the image of an annotation.
 
     Returns:
-        The image (H, W, 3) uint8; factors (4,) from the numbers of its boxes to its pixels; and a note, or "", if the
+        The image (H, W, 3) uint8; factors (4,) from the numbers of its boxes to its pixels; and a remark if the
         annotation states another size than that of the image.
 
     Raises:
@@ -162,7 +179,8 @@ def _read_image(annotated: AnnotatedImage, read: Read, path: Path, audit: Audit)
     as_shown, as_stored = Audit(), Audit()
     image_HWC = convert_channels(decode(content, name, audit=as_shown), grayscale=False)
     height, width = image_HWC.shape[:2]
-    used, unit_4, note = as_shown, np.ones(4), ""
+    used, unit_4 = as_shown, np.ones(4)
+    note: tuple[str, str] | None = None
     stated_width, stated_height = annotated.size or (width, height)
     if annotated.relative:
         unit_4 = np.array([width, height] * 2, float)
@@ -172,10 +190,10 @@ def _read_image(annotated: AnnotatedImage, read: Read, path: Path, audit: Audit)
             raw_HWC = convert_channels(decode(content, name, apply_exif=False, audit=as_stored), grayscale=False)
         if raw_HWC.shape[:2] == (stated_height, stated_width):
             image_HWC, used = raw_HWC, as_stored
-            note = "are not turned by their EXIF orientation, as their boxes are not"
+            note = NOT_TURNED
         elif abs(width * stated_height / stated_width - height) <= 1:  # the same shape, up to rounding
             unit_4 = np.array([width / stated_width, height / stated_height] * 2)
-            note = "have another size than their annotations state; their boxes are scaled"
+            note = SCALED
         else:
             raise UserError(
                 f"{name} has {width}x{height} pixels, but {annotated.annotation_file} states "
@@ -271,7 +289,7 @@ def split(boxes: BoxSet, seed: int, *, named: bool = True) -> tuple[BoxSet, BoxS
     """
     number = len(boxes)
     if number < 10:
-        raise UserError(f"{boxes.source} has {number} images, too few for a split: give at least 10.")
+        raise UserError(f"{boxes.source} has {format_count(number, 'image')}, too few for a split: give at least 10.")
     if named and boxes.splits:
         return _named_splits(boxes, seed)
     order = np.random.default_rng(seed).permutation(number)

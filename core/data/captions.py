@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import UserError, error_summary, format_count
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.box_types import ImageFinder
 from zerokara.core.data.coco_ids import spellings, unique_names
@@ -96,7 +96,8 @@ def load_captions(
         pictures = [name for name in members if Path(name).suffix.lower() in SUFFIXES]
         captions, file_of = _match(read_pairs, pictures, path, audit)
         if without := sorted(set(pictures) - set(captions)):
-            audit.notes.append(f"{len(without):,} images without a caption are not used, such as {without[0]}")
+            number = format_count(len(without), "image")
+            audit.notes.append(f"not used: {number} without a caption, such as {without[0]}")
         found = sorted(captions, key=lambda name: (name.rpartition("/")[2], name))
         images, kept = decode_all(found, read, str(path), image_size, False, progress, audit=audit)
         found = [found[index] for index in kept]
@@ -169,15 +170,15 @@ def _match(
     if not captions:
         first = min(missing)
         raise UserError(
-            f"{where} has captions of {len(missing):,} images that it does not contain, the first of them {first!r}: "
-            f"add the images."
+            f"{where} has captions of {format_count(len(missing), 'missing image')}, the first of them {first!r}: "
+            f"add what is missing."
         )
     audit.left_out += [f"{name} has captions, {reason}." for name, reason in sorted(missing.items())]
     if several:
         first = min(several)
         audit.notes.append(
-            f"{len(several):,} images have captions in several files, and all of them count: {first} in "
-            f"{file_of[first]} and {several[first]}"
+            f"{format_count(len(several), 'image has', 'images have')} captions in several files, and all of them "
+            f"count: {first} in {file_of[first]} and {several[first]}"
         )
     return captions, file_of
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from zerokara.core.choices import Background
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import UserError, error_summary, format_count
 from zerokara.core.data import lsun
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.file_reading import read_file, read_member
@@ -137,7 +137,8 @@ def opened(path: Path, audit: Audit | None = None) -> Iterator[tuple[list[str], 
         infos = archive.infolist()
         if links := {info.filename for info in infos if stat.S_ISLNK(info.external_attr >> 16)}:
             notes = [] if audit is None else audit.notes
-            notes.append(f"{len(links):,} links in {path} are not followed, such as {min(links)}: archive the files")
+            number = format_count(len(links), "link")
+            notes.append(f"not followed: {number} in {path}, such as {min(links)}: archive the files")
         names = {_with_slashes(info.filename): info.filename for info in infos if info.filename not in links}
         yield sorted(names), lambda name: read_member(archive, names[name])
 
@@ -228,7 +229,8 @@ def _labeled(
     pictures = sorted(name for name in members if is_image(name) and not is_hidden(name))
     labeled = keep_labeled(pictures, labels, audit)
     if missing := sorted(set(labels) - set(pictures)):
-        audit.notes.append(f"{len(missing):,} labels in {FILE} are of images that do not exist, such as {missing[0]}")
+        number = format_count(len(missing), "label")
+        audit.notes.append(f"not used: {number} in {FILE} without an image, such as that of {missing[0]}")
     if not labeled:
         raise UserError(f"{path} has none of the images in its {FILE}: add them, or remove the file.")
     folders = find_split_folders(labeled, str(path))

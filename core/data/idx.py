@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import UserError, error_summary, format_count
 from zerokara.core.data.types import ImageSet, Split, image_set
 
 # Data types by the third byte of the magic number.
@@ -104,7 +104,7 @@ def load_idx(folder: Path, split: Split, classes: Sequence[str], title: str, lay
     if labels_N.ndim != 1 or labels_N.dtype != np.uint8 or len(labels_N) != len(images_NHW):
         raise UserError(
             f"{labels_path} contains {labels_N.dtype} values of shape {labels_N.shape}, but {images_path.name} has "
-            f"{len(images_NHW):,} images: use two files that belong together."
+            f"{format_count(len(images_NHW), 'image')}: use two files that belong together."
         )
     first, last = layout.first_label, layout.first_label + len(classes) - 1
     if wrong := [label for label in (int(labels_N.min()), int(labels_N.max())) if not first <= label <= last]:

@@ -14,7 +14,7 @@ import re
 
 import numpy as np
 
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 
 FILE = "labelmap.txt"
 MAX_CLASSES = 255  # 255 itself is the number of unlabeled pixels
@@ -74,7 +74,7 @@ def to_class_numbers(colors_HWC: np.ndarray, colors: LabelColors, name: str) -> 
     if (unknown_HW := numbers_HW == UNKNOWN).any():
         first = tuple(colors_HWC[unknown_HW][0].tolist())
         raise UserError(
-            f"{name} has {int(unknown_HW.sum()):,} pixels of colors that {FILE} does not have, such as "
+            f"{name} has {format_count(int(unknown_HW.sum()), 'pixel')} of colors that {FILE} does not have, such as "
             f"{','.join(map(str, first))}: add them to the file, or correct the mask."
         )
     return numbers_HW.astype(np.uint8)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.data.audit import check_fraction
 from zerokara.core.data.image_files import LOSSY_SUFFIXES, SUFFIXES, is_hidden
 from zerokara.core.data.label_colors import FILE as LABEL_COLORS
@@ -117,8 +117,8 @@ def list_pairs(
     if lossy:
         left_out.insert(
             0,
-            f"{len(lossy):,} masks in {masks_where} in a format whose compression changes class numbers, such as "
-            f"{lossy[0]}, are not read: save masks as PNG.",
+            f"{masks_where} has {format_count(len(lossy), 'mask')} in a format whose compression changes class "
+            f"numbers, such as {lossy[0]}: save masks as PNG.",
         )
     if not images:
         raise UserError(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.folders import opened
 from zerokara.core.data.image_files import (
@@ -311,7 +311,13 @@ def _read_all(
         raise UserError(f"No image with its mask in {where[0]} can be used. {audit.left_out[-1]}")
     audit.check_left_out(left_out_before, len(kept), where[0])
     if not_turned:
-        audit.notes.append(f"{not_turned:,} images are not turned by their EXIF orientation, as their masks are not")
+        audit.notes.append(
+            format_count(
+                not_turned,
+                "image is not turned by its EXIF orientation, as its mask is not",
+                "images are not turned by their EXIF orientation, as their masks are not",
+            )
+        )
     return _ReadPairs(kept, images_NCHW[: len(kept)], masks_NHW[: len(kept)], counts, first)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.data.audit import EXAMPLES
 from zerokara.core.data.reading_rules import active_rules
 
@@ -58,7 +58,8 @@ VALIDATION_IS_TEST = (
 def describe_without_split(names: Sequence[str]) -> str:
     """Return a remark on images that belong to none of the splits that folders or files are named after."""
     more = f" and {len(names) - EXAMPLES:,} more" if len(names) > EXAMPLES else ""
-    return f"{len(names):,} images of no named split are not used: {', '.join(names[:EXAMPLES])}{more}"
+    number = format_count(len(names), "image")
+    return f"not used: {number} of no named split: {', '.join(names[:EXAMPLES])}{more}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class SplitFolders:
         if not outside:
             return []
         names = ", ".join(f"{name}/" for name in self.names.values())
-        return [f"{len(outside):,} images outside of {names} are not used, such as {outside[0]}"]
+        return [f"not used: {format_count(len(outside), 'image')} outside of {names}, such as {outside[0]}"]
 
 
 def find_split_folders(images: Sequence[str], where: str) -> SplitFolders:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import UserError, error_summary, format_count
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.image_files import is_hidden
 
@@ -71,7 +71,8 @@ def _read_table(table: str, read: Callable[[str], bytes], where: str) -> dict[st
 def keep_labeled(images: Sequence[str], labels: Mapping[str, str], audit: Audit) -> list[str]:
     """Return the images that have a label. The others are counted in the audit."""
     if unlabeled := [name for name in images if name not in labels]:
-        audit.notes.append(f"{len(unlabeled):,} images without a label are not used, such as {unlabeled[0]}")
+        number = format_count(len(unlabeled), "image")
+        audit.notes.append(f"not used: {number} without a label, such as {unlabeled[0]}")
     return [name for name in images if name in labels]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 
 Split = Literal["train", "test"]
 Progress = Callable[[str, int, int], None]
@@ -76,7 +76,8 @@ def hold_out(images: ImageSet, number: int, seed: int) -> tuple[ImageSet, ImageS
     """
     if not 0 < number < len(images):
         raise UserError(
-            f"{number:,} images cannot be held out of the {len(images):,} images of {images.source}: "
+            f"{format_count(number, 'image')} cannot be held out of {format_count(len(images), 'image')} of "
+            f"{images.source}: "
             f"hold out at least 1 and at most {max(len(images) - 1, 0):,}."
         )
     labels_N = images.labels.numpy()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from zerokara.core.command_line import check_command_line, parse_with_program
-from zerokara.core.config import Positional, Range, UserError, run_main
+from zerokara.core.config import Positional, Range, UserError, format_count, run_main
 from zerokara.core.machine import usable_cores
 
 # Training programs that several processes run together.
@@ -71,7 +71,6 @@ from zerokara.core.processes.measuring import (
     compare,
     environment,
     fastest,
-    format_processes,
     measure,
 )
 from zerokara.core.run_folder import read_config
@@ -130,7 +129,7 @@ def saved_number(folder: Path) -> tuple[int, str]:
         raise UserError(f"{folder} was started without this program: give its number of processes by --processes.")
     cores = usable_cores()
     changed = f", measured on {saved.get('cores')} cores; there are {cores} now" if saved.get("cores") != cores else ""
-    return number, f"{format_processes(number)}, as at the start of the run{changed}"
+    return number, f"{format_count(number, 'process')}, as at the start of the run{changed}"
 
 
 def choose(module: str, config: Any, arguments: Sequence[str], options: Options) -> tuple[dict[str, Any], str]:
@@ -150,8 +149,8 @@ def choose(module: str, config: Any, arguments: Sequence[str], options: Options)
         trial = [*arguments, *trial_arguments(config)]
         speeds, notes = compare(numbers, partial(measure, module, trial, seconds=options.seconds))
     number = fastest(speeds)
-    measured = [f"{format_processes(speed.processes)} {speed.per_s:.4g} {unit}" for speed in speeds]
-    line = f"{format_processes(number)}; measured: {'; '.join([*measured, *notes])}"
+    measured = [f"{format_count(speed.processes, 'process')} {speed.per_s:.4g} {unit}" for speed in speeds]
+    line = f"{format_count(number, 'process')}; measured: {'; '.join([*measured, *notes])}"
     saved = {
         "number": number,
         "cores": usable_cores(),
@@ -173,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{folder} already holds a run: resume it with --resume, or choose another --name.")
     saved: dict[str, Any] = {}
     if options.processes:
-        number, line = options.processes, f"{format_processes(options.processes)}, as --processes says"
+        number, line = options.processes, f"{format_count(options.processes, 'process')}, as --processes says"
     elif config.resume:
         number, line = saved_number(folder)
     else:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import psutil
 
-from zerokara.core.config import Stopped
+from zerokara.core.config import Stopped, format_count
 from zerokara.core.machine import usable_cores
 from zerokara.core.programs import import_path
 from zerokara.core.speed_trial import FOLDER, POSITIONS
@@ -82,7 +82,7 @@ def compare(numbers: Sequence[int], measure_one: Callable[[int], Measured]) -> t
         if isinstance(measured, Speed):
             speeds.append(measured)
         else:
-            notes.append(f"{format_processes(number)}: {measured}")
+            notes.append(f"{format_count(number, 'process')}: {measured}")
     return speeds, notes
 
 
@@ -96,11 +96,6 @@ def fastest(speeds: Sequence[Speed]) -> int:
         if speed.per_s > best.per_s * (MIN_GAIN if best.per_s else 1.0):
             best = speed
     return best.processes
-
-
-def format_processes(number: int) -> str:
-    """Return "1 process" or "2 processes"."""
-    return f"{number} process{'es' * (number > 1)}"
 
 
 def command(module: str, arguments: Sequence[str], processes: int) -> list[str]:

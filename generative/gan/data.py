@@ -21,7 +21,7 @@ import numpy as np
 
 from zerokara.core import data
 from zerokara.core.choices import Background
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out, lsun
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.emnist import check_no_emnist
@@ -95,7 +95,7 @@ class Data:
         number = config.held_out_images or min(5_000, len(all_images) // 12)
         if len(all_images) - number < max(MIN_IMAGES, config.batch_size):
             raise UserError(
-                f"{all_images.source} has {len(all_images):,} images, too few for training: "
+                f"{all_images.source} has {format_count(len(all_images), 'image')}, too few for training: "
                 f"at least {max(MIN_IMAGES, config.batch_size) + max(1, number):,} are needed."
             )
         if config.data.startswith(FRAMES):  # consecutive frames are similar, so separate episodes are held out
@@ -280,7 +280,7 @@ def _audited(
     images = image_set(
         images_NHWC.transpose(0, 3, 1, 2), np.array([classes.index(label) for label in labels]), classes, source
     )
-    return images, [f"{path}: {len(decoded):,} images", *audit.messages()]
+    return images, [f"{path}: {format_count(len(decoded), 'image')}", *audit.messages()]
 
 
 def _choose_side(sizes: Counter[tuple[int, int]]) -> int:

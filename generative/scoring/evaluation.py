@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zerokara.core.config import Stopped
+from zerokara.core.config import Stopped, format_count
 from zerokara.core.programs import program_command, resume_command
 from zerokara.generative.gan.pictures import draw_curves, image_grid
 from zerokara.generative.gan.sampler import BEST, weights_file
@@ -17,7 +17,10 @@ def print_protocol(session: Session, evaluator: Evaluator) -> None:
     run, data = session.run, session.data
     for message in data.messages:
         run.print(message)
-    run.print(f"{data.train.source}: {len(data.train):,} training images, {len(data.held_out):,} held-out images")
+    training, held_out = len(data.train), len(data.held_out)
+    run.print(
+        f"{data.train.source}: {format_count(training, 'training image')}, {format_count(held_out, 'held-out image')}"
+    )
     for line in evaluator.protocol():
         run.print(line)
     for warning in (evaluator.extractor.bias_warning, data.few_images_warning(session.config)):

@@ -163,7 +163,7 @@ def test_results_are_kept_as_files_and_not_repeated(
     assert files[0].read_bytes() == content
     files[0].unlink()
     benchmark.main([*words, "--report"])
-    assert "1 results; of 2 runs of this command 1 are missing" in capsys.readouterr().out
+    assert "1 result; of 2 runs of this command 1 are missing" in capsys.readouterr().out
 
 
 def test_each_result_is_written_when_its_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_fastest_settings_are_selected(
 def test_the_reason_lists_the_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     compute = Machine(table(bfloat16_last_compiled=0.013), monkeypatch).choose()
     assert compute.reason == (
-        "bfloat16 channels_last compiled on 1 threads; a training step took float32 channels_last 60 ms, "
+        "bfloat16 channels_last compiled on 1 thread; a training step took float32 channels_last 60 ms, "
         "bfloat16 channels_last 20 ms, bfloat16 50 ms, float32 100 ms, bfloat16 channels_last compiled 13 ms"
     )
 
@@ -161,7 +161,7 @@ def test_a_measurement_that_was_cut_short_is_reported(monkeypatch: pytest.Monkey
     compute = Machine(table(), monkeypatch).choose(updates=3)
     assert settings(compute) == ("float32", True, False)
     assert compute.reason == (
-        "float32 channels_last on 1 threads; a training step took float32 channels_last 60 ms; not compiled because it "
+        "float32 channels_last on 1 thread; a training step took float32 channels_last 60 ms; not compiled because it "
         "takes more than 2% of the run of about 0 s; the measurement was cut short after 0.1 s (at most 10 s and 2% of "
         "the run)"
     )

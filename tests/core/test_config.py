@@ -20,6 +20,7 @@ from zerokara.core.config import (
     Range,
     UserError,
     abbreviate,
+    format_count,
     from_dict,
     run_main,
     to_dict,
@@ -208,3 +209,9 @@ def test_a_message_that_quotes_a_damaged_file_is_short() -> None:
     assert message.startswith("aaa")
     assert message.endswith("a is a name: remove it.")
     assert abbreviate("0123456789", 9) == "01 ... 89"
+
+
+def test_numbers_of_things_have_a_singular() -> None:
+    assert [format_count(number, "image") for number in (0, 1, 1234)] == ["0 images", "1 image", "1,234 images"]
+    assert [format_count(2, noun) for noun in ("class", "box")] == ["2 classes", "2 boxes"]
+    assert [format_count(number, "image has", "images have") for number in (1, 2)] == ["1 image has", "2 images have"]

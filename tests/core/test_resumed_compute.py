@@ -103,7 +103,7 @@ def test_without_a_compiler_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> N
 def test_threads_fit_the_cores() -> None:
     new, reasons = resume(replace(SAVED, threads=5))
     assert new == replace(SAVED, threads=4, reason="bfloat16 on 4 threads")
-    assert reasons == ["there are 4 cores for each process, and 5 threads were used"]
+    assert reasons == ["5 threads were used, and each process has 4 cores"]
     assert resume(SAVED, processes=2) == (SAVED, [])
     assert resume(replace(SAVED, threads=3), processes=2)[0].threads == 2
     assert resume(replace(SAVED, threads=1), processes=20)[1] == []

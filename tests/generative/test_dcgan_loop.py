@@ -217,7 +217,7 @@ def test_a_batch_is_divided_among_processes_and_parts(main: Main) -> None:
     message = "--batch-size 4 cannot be divided evenly among 2 processes x --accumulation-steps 4"
     with pytest.raises(UserError, match=message):
         main("--accumulation-steps", "4", world=World(size=2))
-    with pytest.raises(UserError, match="1 processes x --accumulation-steps 3"):
+    with pytest.raises(UserError, match="1 process x --accumulation-steps 3"):
         main("--accumulation-steps", "3")
     assert main("--accumulation-steps", "4")[-1] == "close"
 

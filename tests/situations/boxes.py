@@ -26,7 +26,7 @@ BOXES = (
         "a VOC file whose image is in another folder",
         DETECT,
         "wrong, silent: matched with the image of the other folder",
-        ("1 annotations without an image of their name: set2/m.xml",),
+        ("1 annotation without an image of the same name: set2/m.xml",),
         lambda: (
             {f"set/set1/{name.removeprefix('set/')}": each for name, each in voc({}).items()}
             | {"set/set1/m.png": png(), "set/set3/m.png": png(), "set/set2/m.xml": voc_file("m.png")}
@@ -36,7 +36,7 @@ BOXES = (
         "a.b.xml beside a.jpg",
         DETECT,
         "wrong, silent: matched with a.jpg",
-        ("1 annotations without an image of their name: a.b.xml",),
+        ("1 annotation without an image of the same name: a.b.xml",),
         lambda: voc({"set/a.b.xml": voc_file("")}),
     ),
     Situation(
@@ -57,7 +57,7 @@ BOXES = (
         "a stated size that is not the image's: shrunken",
         DETECT,
         "wrong, silent: boxes clipped into wrong places",
-        ("1 images have another size than their annotations state", "boxes of a.png: 0, 0, 10, 5"),
+        ("1 image has another size than its annotation states", "boxes of a.png: 0, 0, 10, 5"),
         lambda: voc({"set/a.xml": voc_file("a.png", (80, 40))}),
     ),
     Situation(
@@ -92,7 +92,10 @@ BOXES = (
         "labels without an image, images without labels",
         DETECT,
         "not mentioned",
-        ("9 images without a text file count as images without objects", "1 text files without an image of their name"),
+        (
+            "9 images without a text file count as images without objects",
+            "1 text file without an image of the same name",
+        ),
         lambda: yolo({"set/z.txt": "0 .5 .5 .5 .5\n"}),
     ),
     Situation(

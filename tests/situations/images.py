@@ -93,7 +93,7 @@ IMAGES = (
         "links in a zip file",
         "vision.classify --data ./set.zip",
         "left out as invalid images",
-        ("1 links in set.zip are not followed, such as cat/up",),
+        ("not followed: 1 link in set.zip, such as cat/up",),
         test="tests/core/data/test_folders.py::test_links_in_a_zip_are_named",
     ),
     Situation(

@@ -14,7 +14,7 @@ import numpy as np
 
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.registry import option_names
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.reading_rules import rules_of
@@ -63,8 +63,8 @@ class Data:
         held_out = config.validation_images + config.test_images
         if len(dataset) - held_out < config.batch_size:
             raise UserError(
-                f"{dataset.source} has {len(dataset):,} images: with {config.validation_images} validation images and "
-                f"{config.test_images} test images, too few training images are left for a batch of "
+                f"{dataset.source} has {format_count(len(dataset), 'image')}: with {config.validation_images} to "
+                f"validate and {config.test_images} to test, too few training images are left for a batch of "
                 f"{config.batch_size}; lower --validation-images, --test-images or --batch-size."
             )
         order = np.random.default_rng(config.split_seed).permutation(len(dataset)).tolist()

@@ -60,7 +60,7 @@ def test_voc(voc_folder: Path) -> None:
     assert [labels.tolist() for labels in boxes.labels] == [[0, 1], [0]]
     assert boxes.counts == {"cat": 2, "dog": 1}
     assert boxes.messages == (
-        "1 boxes reach beyond their images and are cut at the edges",
+        "1 box reaches beyond its image and is cut at the edges",
         "1 left out: cat (5, 5, 5, 5) in Annotations/b.xml: the box has no area.",
     )
     assert "PASCAL VOC" in boxes.source

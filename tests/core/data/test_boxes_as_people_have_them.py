@@ -26,8 +26,8 @@ def test_annotations_are_matched_with_images_of_their_own_folder(tmp_path: Path)
     boxes = load(tmp_path, 80)
     assert boxes.names == ("day/JPEGImages/1.jpg", "night/JPEGImages/1.jpg")
     assert [boxes_of(boxes, index) for index in range(2)] == [[[0, 0, 40, 40]], [[0, 0, 40, 20]]]
-    assert "left out: 1 annotations without an image of their name: day/Annotations/a.b.xml" in boxes.messages
-    assert "left out: 1 images without an annotation: day/JPEGImages/a.jpg" in boxes.messages
+    assert "left out: 1 annotation without an image of the same name: day/Annotations/a.b.xml" in boxes.messages
+    assert "left out: 1 image without an annotation: day/JPEGImages/a.jpg" in boxes.messages
 
 
 def test_an_image_of_another_split_is_not_taken(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_folder_whose_name_is_a_part_of_a_word_is_not_meant(tmp_path: Path) ->
     for folder in ("in", "out"):
         write_image(tmp_path / folder / "a.png")
     (tmp_path / "instances.json").write_text(json.dumps(coco(images=[{"id": 7, "file_name": "a.png"}])))
-    with pytest.raises(UserError, match="annotates 1 images that do not exist"):
+    with pytest.raises(UserError, match="annotates 1 missing image, the first"):
         load(tmp_path)
     (tmp_path / "instances.json").rename(tmp_path / "instances_out.json")
     assert load(tmp_path).names == ("out/a.png",)
@@ -159,9 +159,9 @@ def test_sizes_that_annotations_state(tmp_path: Path) -> None:
     }
     assert (boxes.picture(boxes.names.index("raw.png"))[:, :20] == 255).all()
     assert any("wrong.png" in line and "40x20" in line and "90x20" in line for line in boxes.messages)
-    assert sorted(line for line in boxes.messages if "images" in line and "left out" not in line) == [
-        "1 images are not turned by their EXIF orientation, as their boxes are not",
-        "1 images have another size than their annotations state; their boxes are scaled",
+    assert sorted(line for line in boxes.messages if line.startswith("1 image ")) == [
+        "1 image has another size than its annotation states; its boxes are scaled",
+        "1 image is not turned by its EXIF orientation, as its boxes are not",
     ]
 
 
@@ -206,7 +206,7 @@ def test_yolo_polygons_become_boxes(tmp_path: Path) -> None:
     yolo(tmp_path, "0 0.1 0.2 0.5 0.2 0.5 0.8 0.3 0.9\n0 0.5 0.5 0.5 0.5\n")
     boxes = load(tmp_path)
     np.testing.assert_allclose(boxes_of(boxes, 0), [[4, 4, 20, 18], [10, 5, 30, 15]], atol=1e-5)
-    assert "converted: 1 polygons, read as the boxes around them" in boxes.messages
+    assert "converted: 1 given as a polygon, read as the box around it" in boxes.messages
 
 
 @pytest.mark.parametrize("empty", [{}, {"bbox": []}, {"bbox": None}])
@@ -230,8 +230,8 @@ def test_segmentations_of_coco_without_a_bbox_become_boxes(tmp_path: Path, empty
     assert boxes_of(boxes, 0) == [[2, 4, 20, 18], [3, 5, 5, 9], [1, 0, 3, 20]]
     converted, left_out = boxes.messages[-2:]
     assert converted == (
-        "converted: 1 polygons without a bbox, read as the boxes around them, 2 run-length masks without a bbox, read "
-        "as the boxes around them"
+        "converted: 2 given as a run-length mask without a bbox, read as the box around it, 1 given as polygons "
+        "without a bbox, read as the box around them"
     )
     assert left_out.startswith("3 left out: ")
     assert "a compressed run-length mask, which is not read" in left_out
@@ -304,8 +304,8 @@ def test_labels_without_an_image_and_images_without_labels_are_counted(tmp_path:
     write_image(tmp_path / "images" / "b.jpg")
     boxes = load(tmp_path)
     assert boxes.messages == (
-        "1 images without a text file count as images without objects: images/b.jpg",
-        "left out: 1 text files without an image of their name: labels/lost.txt",
+        "1 image without a text file counts as an image without objects: images/b.jpg",
+        "left out: 1 text file without an image of the same name: labels/lost.txt",
     )
 
 
@@ -323,7 +323,7 @@ def test_splits_that_folders_are_named_after_are_used(tmp_path: Path) -> None:
     assert [len(part) for part in split(boxes, seed=0, named=False)] == [19, 3, 5]
     assert not boxes.messages
     partly = dataclasses.replace(boxes, splits=(*boxes.splits[:-1], None))
-    unused = f"1 images of no named split are not used: {boxes.names[-1]}"
+    unused = f"not used: 1 image of no named split: {boxes.names[-1]}"
     assert [part.messages for part in split(partly, seed=0)] == [(unused,)] * 3
     without_val = boxes.take([i for i, part in enumerate(boxes.splits) if part != "val"])
     train, validation, test = split(without_val, seed=0)
@@ -369,7 +369,7 @@ def test_an_object_with_several_boxes_is_several_objects(tmp_path: Path) -> None
     boxes = load(tmp_path)
     assert boxes_of(boxes, 0) == [[0, 0, 9, 9], [20, 0, 40, 9], [10, 0, 20, 9]]
     assert boxes.counts == {"car": 2, "person": 1}
-    assert boxes.messages == ("1 objects have several boxes, and each box counts as an object: a.xml",)
+    assert boxes.messages == ("1 object has several boxes, and each box counts as an object: a.xml",)
 
 
 def test_ids_of_coco_as_text_and_as_numbers(tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_boxes_that_reach_beyond_their_image_are_counted(tmp_path: Path) -> None
     yolo(tmp_path, "0 0.9 0.5 0.4 0.5\n0 0.9 0.5 0.22 0.5\n0 0.5 0.5 0.5 0.5\n", "")  # by 4 pixels, and by .4
     boxes = load(tmp_path)
     assert boxes_of(boxes, 0)[0][2] == 40
-    assert "1 boxes reach beyond their images and are cut at the edges" in boxes.messages
+    assert "1 box reaches beyond its image and is cut at the edges" in boxes.messages
 
 
 def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:

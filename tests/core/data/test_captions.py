@@ -61,7 +61,7 @@ def test_a_zip_and_a_folder(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("notes.txt", "hello", "has no captions: expected captions.txt"),
-        ("captions.txt", "image,caption\nnone.png,Two\n", r"captions of 1 images .* 'none.png'"),
+        ("captions.txt", "image,caption\nnone.png,Two\n", r"captions of 1 missing image, .* 'none.png'"),
         ("captions.txt", "image,caption\na.png\n", "The line 'a.png' has no caption"),
         ("x.token.txt", "a.png#0 no tab\n", "is not image#number, a tab, and a caption"),
         ("captions_x.json", '{"images": []}', "lacks 'annotations'"),
@@ -88,7 +88,7 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> None:
     messages = " ".join(captioned.messages)
     for part in ("3 left out", "gone.jpg.1 has captions, but does not exist", "'b.png#0 no tab' is not", "c.png in"):
         assert part in messages
-    assert "1 images without a caption are not used, such as without.png" in messages
+    assert "not used: 1 image without a caption, such as without.png" in messages
 
 
 def test_a_quotation_mark_without_its_counterpart_swallows_no_line() -> None:
@@ -170,7 +170,7 @@ def test_captions_in_several_files(tmp_path: Path) -> None:
     assert captioned.messages[0].startswith("x.lemma.token.txt is not used")
     captioned = captioned_folder(tmp_path, "1.png", captions__txt="1.png,One\n")
     assert captioned.captions == (("One", "A dog runs"),)
-    assert any("1 images have captions in several files" in line for line in captioned.messages)
+    assert any("1 image has captions in several files" in line for line in captioned.messages)
     (tmp_path / "x.token.txt").unlink()
     (tmp_path / "captions.txt").unlink()
     assert captioned_folder(tmp_path, "1.png").captions == (("A dog run",),)

@@ -260,7 +260,7 @@ def test_images_outside_of_the_folders_of_the_splits_are_mentioned(tmp_path: Pat
     path = write_files(tmp_path / "set", {**SPLIT, "extra/c/1.png": 1})
     train = load(str(path), "train")
     assert train.classes == ("a", "b")
-    assert "1 images outside of train/, val/ are not used, such as extra/c/1.png" in train.messages
+    assert "not used: 1 image outside of train/, val/, such as extra/c/1.png" in train.messages
 
 
 def test_a_damaged_image_is_left_out_and_named(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_masks_in_jpeg_are_named(tmp_path: Path) -> None:
     jpeg = {f"masks/{name}.jpg": encode(TWO, kind="JPEG") for name in "xy"}
     both = load_masks(str(write_files(tmp_path / "both", {**pairs(), **jpeg})), "train")
     assert "2 masks in" in both.messages[-1]
-    assert "such as masks/x.jpg, are not read: save masks as PNG" in both.messages[-1]
+    assert "such as masks/x.jpg: save masks as PNG" in both.messages[-1]
     only = {name: content for name, content in pairs().items() if name.startswith("images")}
     with pytest.raises(UserError, match=r"no images with masks .* 2 masks in .* compression"):
         load_masks(str(write_files(tmp_path / "only", {**only, **jpeg})), "train")
@@ -66,7 +66,7 @@ def test_an_image_that_exif_turns_and_its_mask_that_is_not_turned(tmp_path: Path
     Image.fromarray(photo).save(turned, "PNG", exif=exif)
     path = str(write_files(tmp_path / "set", {**pairs(), "images/c.png": turned.getvalue()}))
     train = load_masks(path, "train")
-    assert "1 images are not turned by their EXIF orientation, as their masks are not" in train.messages
+    assert "1 image is not turned by its EXIF orientation, as its mask is not" in train.messages
     assert not any("converted" in line for line in train.messages)
     assert train.images[train.names.index("c"), 0, 0].tolist() == [200] * 3 + [0] * 3
 

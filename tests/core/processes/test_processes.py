@@ -19,7 +19,7 @@ from zerokara.agents import dqn, pqn
 from zerokara.agents.configs import dqn as dqn_config
 from zerokara.agents.configs import pqn as pqn_config
 from zerokara.core import checkpoint, speed_trial
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.processes import __main__ as processes
 from zerokara.core.processes import measuring
 from zerokara.core.processes.measuring import Measured, Position, Speed
@@ -336,7 +336,7 @@ def test_real_processes(tmp_path: Path) -> None:
     assert min(saved["speeds"].values()) > 0
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate()
-    assert f"processes: {measuring.format_processes(saved['number'])}; measured: 1 process" in out
+    assert f"processes: {format_count(saved['number'], 'process')}; measured: 1 process" in out
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
     before = checkpoint.load(run / "checkpoint-0.pt", "classify")["updates"]
     number = 3 - saved["number"]

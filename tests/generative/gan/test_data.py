@@ -270,7 +270,7 @@ def test_the_folders_of_stylegans_dataset_tool_are_not_classes(tmp_path: Path, l
     assert images.classes == (("0", "1", "2") if labeled else ("all",))
     if labeled:
         assert images.labels.tolist() == images.images[:, 0, 0, 0].tolist()
-        assert any(f"1 images without a label are not used, such as {names[0]}" in line for line in messages)
+        assert any(f"not used: 1 image without a label, such as {names[0]}" in line for line in messages)
 
 
 def test_labels_of_stylegans_dataset_tool_in_folders_of_splits(tmp_path: Path) -> None:

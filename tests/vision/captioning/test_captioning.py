@@ -216,7 +216,7 @@ def test_named_splits() -> None:
     def sizes(*splits: AnySplit | None, **changes: Any) -> list[int]:
         dataset = CaptionSet(images, names, (("a",),) * 40, "here", splits=splits)
         data = Data.split(dataset, Config(**options, **changes))
-        unused = "2 images of no named split are not used: 20, 21"
+        unused = "not used: 2 images of no named split: 20, 21"
         assert data.train.messages == ((unused, VALIDATION_IS_TEST) if None in splits and not changes else ())
         for part, split in ((data.train, "train"), (data.test, splits[-1])):
             assert changes or set(part.splits) == {split}
