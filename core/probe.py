@@ -14,10 +14,11 @@ candidates are timed with a smaller batch. Otherwise this candidate would take a
 never be tried (docs/LOG.md). They begin with the one that the processor's instructions suggest, so that it is used if
 even this takes too long. Nearly all of a step is proportional to its batch, so the fastest candidate is that of the
 whole batch, and the duration of a whole step is estimated in proportion. What does not depend on the batch, such as the
-optimizer's step and the conversion of weights to bfloat16, counts too much; so the batch is the largest one with which
-all rounds of all candidates fit into the limit. Compiled code is always timed with the whole batch, and beside it only
-the fastest of the others: it is compiled for the shapes of its tensors, so for a smaller batch everything would be
-compiled a second time when the run starts. On a GPU no step can be stopped, and none is made smaller.
+optimizer's step and the conversion of weights to bfloat16, counts too much: the duration is estimated too long rather
+than too short. So the batch is the largest one with which three steps of each candidate fit into the limit. Compiled
+code is always timed with the whole batch, and beside it only the fastest of the others: it is compiled for the shapes
+of its tensors, so for a smaller batch everything would be compiled a second time when the run starts. On a GPU no step
+can be stopped, and none is made smaller.
 """
 
 from __future__ import annotations
@@ -163,6 +164,8 @@ class Probe(Generic[CandidateT]):
                 self._time_rounds(list(make), ROUNDS - 1, lambda: self.limit)
         if self.batch_size < self._whole_batch:
             self.estimated, self.estimated_batch = set(self._first), self.batch_size
+            if len(self._first | self.stopped) == len(make):  # there were as many rounds as fit
+                self.cut_short = 0.0
 
     def measure_compiled(self, compiled: CandidateT, make: Mapping[CandidateT, MakeStep]) -> bool:
         """Compile a candidate in its first step, and time it in turns with others, which have been measured before.
@@ -271,7 +274,7 @@ class Probe(Generic[CandidateT]):
         limit permits: the first steps of a program load libraries, and perhaps only they were long.
         """
         is_smaller = self.batch_size < self._whole_batch
-        steps = candidates * (2 * ROUNDS if is_smaller else 2)  # others may be slower, and are created first
+        steps = candidates * (3 if is_smaller else 2)  # others may be slower, and are created first
         seconds = min(self.seconds.values()) * self._fraction
         fitting = int(self.batch_size * (self.limit - self.elapsed) / (steps * seconds))
         if is_smaller:

@@ -99,7 +99,7 @@ def test_every_precision_is_tried_in_a_run_of_twenty_minutes(monkeypatch: pytest
     compute = processor.choose(minutes=20.0)
     assert compute.reason == (
         "bfloat16 channels_last on 2 threads; a training step takes about bfloat16 channels_last 6.0 s, float32 "
-        "channels_last 11.0 s, bfloat16 8.0 s, float32 12.0 s (estimated from a batch of 73 instead of 2,000); not "
+        "channels_last 11.0 s, bfloat16 8.0 s, float32 12.0 s (estimated from a batch of 243 instead of 2,000); not "
         "compiled because it takes more than 2% of the run of about 1200 s"
     )
     assert (compute.precision, compute.channels_last, compute.compile) == ("bfloat16", True, False)
@@ -114,7 +114,7 @@ def test_compiled_code_is_compared_on_whole_steps_in_a_long_run(monkeypatch: pyt
     assert compute.reason == (
         "bfloat16 channels_last compiled on 2 threads; a training step took bfloat16 channels_last 6.0 s, bfloat16 "
         "channels_last compiled 4.0 s; a training step takes about float32 channels_last 11.0 s, bfloat16 8.0 s, "
-        "float32 12.0 s (estimated from a batch of 73 instead of 2,000)"
+        "float32 12.0 s (estimated from a batch of 243 instead of 2,000)"
     )
     assert {size for name, size in processor.steps if "compiled" in name} == {BATCH}, "compiled for the run's batch"
     slower = Processor(monkeypatch, AIRBENCH | {"bfloat16 channels_last compiled": 6.5})

@@ -149,13 +149,13 @@ def test_candidates_with_long_steps_are_compared_on_a_smaller_batch(
     """A step of airbench with 2,000 images took more than 10 s in float32, and bfloat16 was never tried."""
     clock = Clock(monkeypatch, batch_size=2_000)
     probe = Probe[str](**options, batch_size=2_000)
-    seconds = {"float32": 11.0, "bfloat16": 5.0, "other": 20.0}
+    seconds = {"float32": 11.0, "bfloat16": 5.0, "other": 14.0}
     probe.measure(made(clock, seconds))
-    assert clock.sizes == [2_000, 31, 31, 31]
+    assert clock.sizes == [2_000, 31, 172, 172, 172]
     assert probe.seconds == {name: pytest.approx(value) for name, value in seconds.items()}
     assert probe.fastest(seconds) == "bfloat16"
-    assert (probe.estimated, probe.estimated_batch) == (set(seconds), 31)
-    assert clock.steps.count("bfloat16") == module.ROUNDS + 1, "all rounds fit into the limit"
+    assert (probe.estimated, probe.estimated_batch) == (set(seconds), 172)
+    assert 2 <= clock.steps.count("other") <= clock.steps.count("bfloat16")
     assert (probe.stopped, probe.cut_short) == ({}, 0.0)
     assert clock.now < module.MAX_SECONDS
     assert probe.run_seconds == pytest.approx(1200 if "minutes" in options else 5e5)
