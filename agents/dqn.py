@@ -17,8 +17,9 @@ networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step ret
 networks, Munchausen DQN, DrQ and SPR; presets combine them as in their papers (docs/dqn.md has the results).
 
 Top to bottom: the TD target and the loss, the parts of a run, one iteration of the loop (act, step, sample, update,
-store), the updates that are due. Precision, compilation and CUDA graphs are in agents/qlearning/learner.py; logging,
-evaluation and checkpoints in agents/training/session.py; with --actors, other processes act (agents/actors).
+store), the updates that are due. Precision, compilation and CUDA graphs are in agents/qlearning/learner.py, the replay
+buffer in agents/training/replay_buffer.py; logging, evaluation and checkpoints in agents/training/session.py, the start
+of a run in agents/training/start.py; with --actors, other processes act (agents/actors).
 
 Shapes: N environments, B batch, A actions, M next actions (A for the soft policy of Munchausen DQN, 1 for a greedy
 policy), F features, X outputs per action (1 expected return, or atoms, or quantiles), T and S quantile fractions.
@@ -26,41 +27,32 @@ policy), F features, X outputs per action (1 expected return, or atoms, or quant
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from zerokara.agents.configs.dqn import KIND, Config, read_config
-from zerokara.agents.configs.presets import DEVIATIONS
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import run_main
 
 if __name__ == "__main__":
     check_command_line(read_config, __doc__)  # before the imports below, which take seconds
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.agents.actors import feed, ray_actors
-from zerokara.agents.qlearning import schedules
-from zerokara.agents.qlearning.distributional import C51_TARGETS, CATEGORICAL_LOSSES, SCALAR_LOSSES, quantile_huber_loss
-from zerokara.agents.qlearning.exploration import Exploration
-from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead, outputs_of_actions
+from zerokara.agents.qlearning import heads, losses, schedules, spr
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_network
-from zerokara.agents.qlearning.policy import Policy
-from zerokara.agents.qlearning.replay import ALL, Batch, Replay, Rows
-from zerokara.agents.qlearning.spr import spr_loss
-from zerokara.agents.training.replay_buffer import describe_fill, make_replay, min_transitions, random_batch
-from zerokara.agents.training.session import Session, make_env
-from zerokara.core.compute import Compute, TrainStep
-from zerokara.core.distributed import World
+from zerokara.agents.qlearning.policy import Exploration, Policy
+from zerokara.agents.qlearning.replay import ALL, Batch, Rows
+from zerokara.agents.training.replay_buffer import describe_fill, make_replay, min_transitions, random_batch, store
+from zerokara.agents.training.session import Session
+from zerokara.agents.training.start import Resources, start_run
+from zerokara.core.compute import Compute
 from zerokara.core.run import LogCallback, Run
-from zerokara.core.training_program import check_divisible, choose_compute, open_run
-from zerokara.envs import Step, VectorEnv
 
 
 def dqn_loss(
@@ -117,15 +109,15 @@ def dqn_loss(
             # The greedy next action, evaluated by the target network. Double Q-learning selects it with the online
             # network (van Hasselt et al. 2016, eq. 4), otherwise the target network selects it (Mnih et al. 2015).
             next_action_B = (online(next_images) if config.double else next_q_BA).argmax(dim=1)
-            next_z_BXM = outputs_of_actions(next_z_BXA, next_action_B)[:, :, None]
+            next_z_BXM = heads.outputs_of_actions(next_z_BXA, next_action_B)[:, :, None]
             next_pi_BM, tau_log_pi_BM = torch.ones_like(next_q_BA[:, :1]), torch.zeros_like(next_q_BA[:, :1])  # M = 1
 
-        if isinstance(target.head, CategoricalHead):  # C51: shift the atoms
+        if isinstance(target.head, heads.CategoricalHead):  # C51: shift the atoms
             atom_X = target.head.atom_X
             reward_B11, discount_B11 = reward_B[:, None, None], discount_B[:, None, None]
             shifted_BXM = reward_B11 + discount_B11 * (atom_X[:, None] - tau_log_pi_BM[:, None])
             probability_BXM = next_pi_BM[:, None] * next_z_BXM.softmax(dim=1)
-            to_target = C51_TARGETS[config.target_distribution]  # projection, or a classification target for the mean
+            to_target = losses.C51_TARGETS[config.target_distribution]  # C51's projection, or a target for the mean
             target_BX = to_target(shifted_BXM.flatten(1), probability_BXM.flatten(1), atom_X, config.hl_gauss_sigma)
         else:  # expected return or quantiles
             next_value_BX = (next_pi_BM[:, None] * (next_z_BXM - tau_log_pi_BM[:, None])).sum(dim=2)
@@ -133,29 +125,28 @@ def dqn_loss(
 
     features_BF = online.features(images)
     z_BXA = online.outputs(features_BF, tau_BT)
-    z_BX = outputs_of_actions(z_BXA, action_B)
-    if isinstance(online.head, CategoricalHead):
-        loss_B = CATEGORICAL_LOSSES[config.per_priority](z_BX, target_BX)
+    z_BX = heads.outputs_of_actions(z_BXA, action_B)
+    if isinstance(online.head, heads.CategoricalHead):
+        loss_B = losses.CATEGORICAL_LOSSES[config.per_priority](z_BX, target_BX)
         td_error_B = loss_B.detach().clamp(min=0)  # a divergence of 0 can be rounded to less
-    elif isinstance(online.head, QuantileHead):
+    elif isinstance(online.head, heads.QuantileHead):
         assert tau_BT is not None
-        loss_B = quantile_huber_loss(z_BX, tau_BT, target_BX)
+        loss_B = losses.quantile_huber_loss(z_BX, tau_BT, target_BX)
         td_error_B = (target_BX[:, None] - z_BX[:, :, None]).detach().abs().mean(dim=(1, 2))
     else:  # the gradient of the Huber loss is the TD error clipped to [-1, 1]
-        loss_B = SCALAR_LOSSES[config.loss](z_BX, target_BX, weight_B).squeeze(1)
+        loss_B = losses.SCALAR_LOSSES[config.loss](z_BX, target_BX, weight_B).squeeze(1)
         td_error_B = (target_BX - z_BX).detach().abs().squeeze(1)
     if following:  # self-predictive representations: cosine loss of the features predicted for the next observations
-        later_obs, *actions = following
-        loss_B = loss_B + config.spr_weight * spr_loss(online, target, features_BF, compute.images(later_obs), *actions)
+        later_images, actions = compute.images(following[0]), following[1:]
+        loss_B = loss_B + config.spr_weight * spr.spr_loss(online, target, features_BF, later_images, *actions)
     return (weight_B * loss_B).mean(), online.head.values(z_BXA).detach().mean(), td_error_B
 
 
-def make_learner(
-    config: Config, obs_shape: tuple[int, int, int], num_actions: int, compute: Compute, world: World
-) -> Learner:
+def make_learner(config: Config, resources: Resources) -> Learner:
     """Create the online network, the target network and the optimizer."""
+    env, compute, world = resources.env, resources.compute, resources.world
     return Learner(
-        partial(make_network, config, obs_shape, num_actions),
+        partial(make_network, config, env.obs_shape, env.num_actions),
         partial(dqn_loss, config, compute),
         compute,
         world,
@@ -167,14 +158,6 @@ def make_learner(
         target_tau=config.target_tau,
         seed=(config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED,  # differs from the seeds of replay and policy
     )
-
-
-def store(config: Config, replay: Replay, obs: np.ndarray, action_N: np.ndarray, step: Step, **options: Any) -> None:
-    """Store a step in the replay buffer: with the sign of the rewards, and lost lives as terminals, if configured."""
-    reward_N = np.sign(step.reward) if config.clip_rewards else step.reward
-    life_lost_N = step.life_lost if config.terminal_on_life_loss else None
-    last_obs = step.last_obs if step.truncated.any() else obs  # else not used, and some environments would make it
-    replay.add(obs, action_N, reward_N, step.terminal, step.truncated, last_obs, life_lost_N, **options)
 
 
 def gradient_step(learner: Learner, batch: Batch, following: Sequence[Tensor] = ()) -> Tensor:
@@ -190,12 +173,12 @@ class Training(Session):
     config: Config
     learner: Learner
 
-    def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
-        super().__init__(config, run, compute, world, "agents.dqn", env)
-        self.replay = make_replay(config, run, compute, world, self.env, self.seed, lambda: self.is_finished)
+    def __init__(self, config: Config, run: Run, resources: Resources) -> None:
+        super().__init__(config, run, resources, "agents.dqn")
+        self.replay = make_replay(config, run, resources, self.seed, lambda: self.is_finished)
         torch.manual_seed(config.seed)
-        self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
-        self.policy = Policy(self.learner.online, compute, self.seed)
+        self.learner = make_learner(config, resources)
+        self.policy = Policy(self.learner.online, self.compute, self.seed)
         self.filling = True  # the replay buffer of a process has too few transitions to learn from
         self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
         self.update = self.learner.graphed(
@@ -260,16 +243,16 @@ class Training(Session):
                 self.learner.reset(config.seed * 1_000_003 + self.updates, config.reset_perturb_factor)
 
 
-def train(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> str:
+def train(config: Config, run: Run, resources: Resources) -> str:
     """Train from the current step to the end of the run. Return the closing message.
 
     Raises:
         UserError: the checkpoint cannot be read, the replay buffer does not fit into memory or on disk, or training
             diverged (the weights contain NaN or Inf).
     """
-    training = Training(config, run, compute, world, env)
-    replay = training.replay
-    actors = feed.ActorFeed(training, dqn_loss, store) if config.actors else None  # act instead of this process
+    training = Training(config, run, resources)
+    replay, world = training.replay, resources.world
+    actors = feed.ActorFeed(training, dqn_loss) if config.actors else None  # act instead of this process
 
     def metrics() -> dict[str, Any]:
         learning_rate = schedules.learning_rate(config, training.step)
@@ -277,7 +260,7 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
         return {"replay/fill": fill, "train/learning_rate": learning_rate, **(actors.metrics() if actors else {})}
 
     training.start(config.pretrained_backbone)  # restores the checkpoint of a resumed run
-    training.print_settings(DEVIATIONS.get(config.preset, ()), terminal_on_life_loss=config.terminal_on_life_loss)
+    training.print_settings(terminal_on_life_loss=config.terminal_on_life_loss)
     stored = world.gather(len(replay))
     if not training.is_finished:
         run.print(describe_fill(config, stored))
@@ -287,28 +270,26 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     return training.closing_message()
 
 
-def probe_step(config: Config, env: VectorEnv, compute: Compute, batch_size: int) -> Callable[[], object]:
+def probe_step(config: Config, resources: Resources, batch_size: int) -> Callable[[], object]:
     """Return a gradient step on random data, which is timed to choose precision and compilation."""
-    batch, following = random_batch(config, env, compute, batch_size)
-    learner = make_learner(config, env.obs_shape, env.num_actions, compute, World())
+    batch, following = random_batch(config, resources, batch_size)
+    learner = make_learner(config, resources)
     return learner.graphed(lambda: gradient_step(learner, batch, following))
 
 
 def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: open the run folder, choose the hardware settings, train."""
-    world = World.from_env(config.device)
-    check_divisible(config, world, "num_envs", "batch_size")
-    with (
-        contextlib.closing(make_env(config, world)) as env,
-        ray_actors.connected(config),
-        open_run(config, KIND, world) as run,
-    ):
-        run.callback = callback
-        timed = TrainStep(partial(probe_step, config, env), config.batch_size // world.size)
-        updates = schedules.updates_due(config, config.total_steps)
-        hardware = ray_actors.leave_cores(config)
-        compute = run.compute(lambda: choose_compute(hardware, world, timed, updates), config.total_steps)
-        run.close(train(config, run, compute, world, env))
+    start_run(
+        config,
+        KIND,
+        train,
+        probe_step,
+        batch_size=config.batch_size,
+        updates=schedules.updates_due(config, config.total_steps),
+        divided=("num_envs", "batch_size"),
+        connected=ray_actors.connected,
+        callback=callback,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

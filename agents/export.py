@@ -68,9 +68,8 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.agents.qlearning.agent_file import AgentMetadata
-from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import QNetwork
-from zerokara.agents.qlearning.policy import RecurrentPolicy
+from zerokara.agents.qlearning.policy import Exploration, RecurrentPolicy
 from zerokara.agents.viewing.loading import Agent, evaluation_seed, find_agent, load_agent
 from zerokara.core.models import onnx_file
 from zerokara.core.models.exporting import Function, compare, put_in_place

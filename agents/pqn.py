@@ -17,19 +17,18 @@ state that it had at the beginning of the rollout, and its gradient goes back to
 
 Top to bottom: the lambda-returns and the loss, one iteration of the loop (collect a rollout, compute the returns,
 update the network on minibatches). Precision and compilation are in agents/qlearning/learner.py; logging, evaluation
-and checkpoints in agents/training/session.py.
+and checkpoints in agents/training/session.py, the start of a run in agents/training/start.py.
 
 Shapes: T steps of a rollout, N environments, B minibatch, A actions, U units of an LSTM, C, H, W an observation.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from zerokara.agents.configs.pqn import KIND, Config, check_minibatches, deviations, read_config
+from zerokara.agents.configs.pqn import KIND, Config, check_minibatches, read_config
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import run_main
 from zerokara.core.schedules import linear
@@ -48,7 +47,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.agents.qlearning import schedules
-from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import (
     QNetwork,
@@ -56,14 +54,12 @@ from zerokara.agents.qlearning.network import (
     exclude_recurrence_from_compilation,
     make_pqn_network,
 )
-from zerokara.agents.qlearning.policy import Memory, make_policy, obs_dtype
+from zerokara.agents.qlearning.policy import Exploration, Memory, make_policy, obs_dtype
 from zerokara.agents.qlearning.replay import ALL, Rows
-from zerokara.agents.training.session import Session, make_env
-from zerokara.core.compute import Compute, TrainStep
-from zerokara.core.distributed import World
+from zerokara.agents.training.session import Session
+from zerokara.agents.training.start import Resources, start_run
+from zerokara.core.compute import Compute
 from zerokara.core.run import LogCallback, Run
-from zerokara.core.training_program import check_divisible, choose_compute, open_run
-from zerokara.envs import VectorEnv
 
 RADAM_EPSILON = 1e-8
 
@@ -136,17 +132,16 @@ def pqn_loss(
     return 0.5 * F.mse_loss(q_B, target_B), q_BA.detach().mean(), (target_B - q_B).detach().abs()
 
 
-def make_learner(
-    config: Config, obs_shape: tuple[int, int, int], num_actions: int, compute: Compute, world: World
-) -> Learner:
+def make_learner(config: Config, resources: Resources) -> Learner:
     """Create the network and the optimizer."""
+    env, compute = resources.env, resources.compute
     if config.lstm_units and compute.compile:
         exclude_recurrence_from_compilation()
     return Learner(
-        partial(make_pqn_network, config, obs_shape, num_actions),
+        partial(make_pqn_network, config, env.obs_shape, env.num_actions),
         partial(pqn_loss, compute),
         compute,
-        world,
+        resources.world,
         optimizer="radam",
         learning_rate=config.learning_rate,
         epsilon=RADAM_EPSILON,
@@ -162,10 +157,11 @@ class Training(Session):
     config: Config
     learner: Learner
 
-    def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
-        super().__init__(config, run, compute, world, "agents.pqn", env)
+    def __init__(self, config: Config, run: Run, resources: Resources) -> None:
+        super().__init__(config, run, resources, "agents.pqn")
+        compute = self.compute
         torch.manual_seed(config.seed)
-        self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
+        self.learner = make_learner(config, resources)
         self.policy = make_policy(self.learner.online, compute)
         self.memory = Memory(self.num_envs, config.lstm_units, compute)
         self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
@@ -269,16 +265,16 @@ class Training(Session):
             yield *steps, first_TN[:, index], self.initial_state_2NU[:, index]
 
 
-def train(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> str:
+def train(config: Config, run: Run, resources: Resources) -> str:
     """Train from the current step to the end of the run. Return the closing message.
 
     Raises:
         UserError: the checkpoint cannot be read, or training diverged (the weights contain NaN or Inf).
     """
-    training = Training(config, run, compute, world, env)
+    training = Training(config, run, resources)
     training.start()  # restores the checkpoint of a resumed run
-    training.print_settings(deviations(config))
-    if config.average_every == "rollout" and world.size == 1:
+    training.print_settings()
+    if config.average_every == "rollout" and training.world.size == 1:
         run.warn("--average-every rollout has no effect, because there is one process.")
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations(lambda: {"train/learning_rate": schedules.learning_rate(config, training.step)}):
@@ -286,11 +282,12 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     return training.closing_message()
 
 
-def probe_step(config: Config, env: VectorEnv, compute: Compute, batch_size: int) -> Callable[[], object]:
+def probe_step(config: Config, resources: Resources, batch_size: int) -> Callable[[], object]:
     """Return a gradient step on random data, which is timed to choose precision and compilation."""
-    obs = torch.randint(256, (batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(compute.torch_device)
-    zeros = torch.zeros(batch_size, device=compute.torch_device)
-    learner = make_learner(config, env.obs_shape, env.num_actions, compute, World())
+    env, device = resources.env, resources.compute.torch_device
+    obs = torch.randint(256, (batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(device)
+    zeros = torch.zeros(batch_size, device=device)
+    learner = make_learner(config, resources)
     first_TN = zeros.unflatten(0, (config.rollout_steps, -1)) if config.lstm_units else None
     state = () if first_TN is None else (first_TN, zeros.new_zeros(2, first_TN.shape[1], config.lstm_units))
     return lambda: learner.step(obs, zeros.long(), zeros, *state)
@@ -298,17 +295,18 @@ def probe_step(config: Config, env: VectorEnv, compute: Compute, batch_size: int
 
 def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: open the run folder, choose the hardware settings, train."""
-    world = World.from_env(config.device)
-    check_divisible(config, world, "num_envs")
-    check_minibatches(config, world.size)
-    with contextlib.closing(make_env(config, world)) as env, open_run(config, KIND, world) as run:
-        run.callback = callback
-        size = config.rollout_steps * config.num_envs // config.num_minibatches // world.size
-        timed = TrainStep(partial(probe_step, config, env), size, config.rollout_steps if config.lstm_units else 1)
-        rollouts = config.total_steps // (config.rollout_steps * config.num_envs)
-        updates = rollouts * config.update_epochs * config.num_minibatches
-        compute = run.compute(lambda: choose_compute(config, world, timed, updates), config.total_steps)
-        run.close(train(config, run, compute, world, env))
+    rollouts = config.total_steps // (config.rollout_steps * config.num_envs)
+    start_run(
+        config,
+        KIND,
+        train,
+        probe_step,
+        batch_size=config.rollout_steps * config.num_envs // config.num_minibatches,
+        multiple_of=config.rollout_steps if config.lstm_units else 1,
+        updates=rollouts * config.update_epochs * config.num_minibatches,
+        check=check_minibatches,
+        callback=callback,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,20 +19,18 @@ weights, LayerNorm before every activation, and rewards and observations that ar
 Top to bottom: the TD error and the step size, one iteration of the loop (act, add the gradient to the traces while the
 environment runs, update). Running statistics are in agents/qlearning/normalization.py, the vectors of weights and
 traces in agents/qlearning/traces.py, the network in agents/qlearning/network.py; logging, evaluation and checkpoints in
-agents/training/session.py.
+agents/training/session.py, the start of a run in agents/training/start.py.
 
 Shapes: N = 1 environment, P parameters, A actions, C, H, W an observation.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
-from functools import partial
 
-from zerokara.agents.configs.stream import DEVIATIONS, KIND, Config, read_config
+from zerokara.agents.configs.stream import KIND, Config, check_processes, read_config
 from zerokara.core.command_line import check_command_line
-from zerokara.core.config import UserError, run_main
+from zerokara.core.config import run_main
 from zerokara.core.schedules import linear
 
 if __name__ == "__main__":
@@ -43,18 +41,15 @@ import torch
 from torch import Tensor
 
 from zerokara.agents.qlearning import schedules
-from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import make_stream_network
 from zerokara.agents.qlearning.normalization import InputNormalization, RewardScaler, RunningStatistics
-from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.policy import Exploration, Policy
 from zerokara.agents.qlearning.replay import ALL, Rows
 from zerokara.agents.qlearning.traces import TraceLearner
-from zerokara.agents.training.session import Session, make_env
-from zerokara.core.compute import Compute, TrainStep
-from zerokara.core.distributed import World
+from zerokara.agents.training.session import Session
+from zerokara.agents.training.start import Resources, start_run
 from zerokara.core.run import LogCallback, Run
-from zerokara.core.training_program import choose_compute, open_run
-from zerokara.envs import Step, VectorEnv
+from zerokara.envs import Step
 
 
 def td_error(reward: float, value: float, next_value: float, *, gamma: float, terminal: bool) -> float:
@@ -92,12 +87,12 @@ class Training(Session):
     config: Config
     learner: TraceLearner
 
-    def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
-        super().__init__(config, run, compute, world, "agents.stream", env)
+    def __init__(self, config: Config, run: Run, resources: Resources) -> None:
+        super().__init__(config, run, resources, "agents.stream")
         torch.manual_seed(config.seed)
         network = make_stream_network(config, self.env.obs_shape, self.env.num_actions)
-        self.learner = TraceLearner(network, compute)
-        self.policy = Policy(network, compute)
+        self.learner = TraceLearner(network, self.compute)
+        self.policy = Policy(network, self.compute)
         self.exploration = Exploration(1, self.env.num_actions, self.seed, config.ez_greedy_zeta)
         self.normalization = network.normalization
         self.frames = RunningStatistics((self.env.obs_shape[0] // config.frame_stack, *self.env.obs_shape[1:]))
@@ -180,25 +175,26 @@ class Training(Session):
         learner.add_metrics(error**2 / 2, value, abs(error), step_size, trace_norm)
 
 
-def train(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> str:
+def train(config: Config, run: Run, resources: Resources) -> str:
     """Train from the current step to the end of the run. Return the closing message.
 
     Raises:
         UserError: the checkpoint cannot be read, or training diverged (the weights contain NaN or Inf).
     """
-    training = Training(config, run, compute, world, env)
+    training = Training(config, run, resources)
     training.start()  # restores the checkpoint of a resumed run
     if not training.resumed:
         training.observe(training.obs)
-    training.print_settings(DEVIATIONS)
+    training.print_settings()
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations():
         training.iterate()
     return training.closing_message()
 
 
-def probe_step(config: Config, env: VectorEnv, compute: Compute, batch_size: int) -> Callable[[], object]:
+def probe_step(config: Config, resources: Resources, batch_size: int) -> Callable[[], object]:
     """Return the passes of the network in one step, which are timed to choose precision and compilation."""
+    env, compute = resources.env, resources.compute
     network = make_stream_network(config, env.obs_shape, env.num_actions)
     learner, policy = TraceLearner(network, compute), Policy(network, compute)
     obs = np.zeros((batch_size, *env.obs_shape), env.obs_dtype)
@@ -212,17 +208,17 @@ def probe_step(config: Config, env: VectorEnv, compute: Compute, batch_size: int
 
 def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: open the run folder, choose the hardware settings, train."""
-    world = World.from_env(config.device)
-    if world.size > 1:
-        raise UserError(
-            f"agents.stream learns from one environment in one process, and there are {world.size} processes: start "
-            f"it without torchrun."
-        )
-    with contextlib.closing(make_env(config, world)) as env, open_run(config, KIND, world) as run:
-        run.callback = callback
-        timed = TrainStep(partial(probe_step, config, env), 1)
-        compute = run.compute(lambda: choose_compute(config, world, timed, config.total_steps), config.total_steps)
-        run.close(train(config, run, compute, world, env))
+    start_run(
+        config,
+        KIND,
+        train,
+        probe_step,
+        batch_size=1,
+        updates=config.total_steps,
+        divided=(),
+        check=check_processes,
+        callback=callback,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,6 @@ import statistics
 import tempfile
 import time
 import warnings
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from typing import Any
 from zerokara.agents import dqn
 from zerokara.agents.actors import feed, ray_actors
 from zerokara.agents.configs.dqn import Config
-from zerokara.agents.training.session import make_env
+from zerokara.agents.training.start import Resources, make_env
 from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
@@ -63,13 +62,15 @@ def measure(actors: int, arguments: argparse.Namespace, compute: Compute | None)
         total_steps=10**9,
     )
     env = make_env(config, World())
-    with tempfile.TemporaryDirectory() as folder, ray_actors.connected(config):
-        timed = TrainStep(partial(dqn.probe_step, config, env), config.batch_size)
-        compute = compute or choose_compute(ray_actors.leave_cores(config), World(), timed)
+    with tempfile.TemporaryDirectory() as folder, ray_actors.connected(config) as hardware:
+        timed = TrainStep(
+            lambda candidate, size: dqn.probe_step(config, Resources(env, candidate, World()), size), config.batch_size
+        )
+        compute = compute or choose_compute(hardware, World(), timed)
         compute.apply()
         run = Run(config, kind="benchmark", name="run", resume=False, quiet=True, root=Path(folder))
-        training = dqn.Training(config, run, compute, World(), env)
-        side = feed.ActorFeed(training, dqn.dqn_loss, dqn.store) if actors else training
+        training = dqn.Training(config, run, Resources(env, compute, World()))
+        side = feed.ActorFeed(training, dqn.dqn_loss) if actors else training
         training.obs = env.reset(1)
         while training.updates < arguments.updates_before:
             side.iterate()

@@ -32,8 +32,8 @@ from zerokara import envs
 from zerokara.agents import dqn, pqn
 from zerokara.agents.configs import pqn as pqn_config
 from zerokara.agents.configs.dqn import PRESETS, Config
-from zerokara.agents.training.session import make_env
-from zerokara.core.compute import Compute, TrainStep
+from zerokara.agents.training.start import Resources, make_env
+from zerokara.core.compute import TrainStep
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
@@ -50,23 +50,27 @@ def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Conf
     return Config(**{**PRESETS[preset], "preset": preset, **small, **changes})
 
 
+def make_resources(
+    config: AnyConfig, probe_step: Callable[[AnyConfig, Resources, int], Callable[[], object]], batch_size: int
+) -> Resources:
+    """Create the environments and choose the hardware settings, as at the start of a run."""
+    env, world = make_env(config, World()), World()
+    timed = TrainStep(lambda compute, size: probe_step(config, Resources(env, compute, world), size), batch_size)
+    return Resources(env, choose_compute(config, world, timed), world)
+
+
 def trained(config: Config) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's DQN."""
-    env = make_env(config, World())
-    compute = choose_compute(config, World(), TrainStep(partial(dqn.probe_step, config, env), config.batch_size))
-    return make_stepper(config, compute, env, dqn.Training)
+    return make_stepper(config, make_resources(config, dqn.probe_step, config.batch_size), dqn.Training)
 
 
 def make_stepper(
-    config: AnyConfig,
-    compute: Compute,
-    env: envs.VectorEnv,
-    make_training: Callable[[AnyConfig, Run, Compute, World, envs.VectorEnv], Training],
+    config: AnyConfig, resources: Resources, make_training: Callable[[AnyConfig, Run, Resources], Training]
 ) -> tuple[alternating.RunSteps, str]:
     """Create a training loop. Returns the stepping function and a description of the hardware."""
     temporary = tempfile.TemporaryDirectory()
     run = Run(config, kind="benchmark", name="ours", resume=False, quiet=True, root=Path(temporary.name))
-    training = make_training(config, run, compute, World(), env)
+    training = make_training(config, run, resources)
     training.obs = training.env.reset(1)
 
     def run_steps(steps: int) -> None:
@@ -75,7 +79,7 @@ def make_stepper(
         while training.step < end:
             training.iterate()
 
-    return run_steps, compute.reason
+    return run_steps, resources.compute.reason
 
 
 def make_preset(preset: str, arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
@@ -106,10 +110,8 @@ def pqn_settings(arguments: argparse.Namespace) -> pqn_config.Config:
 def parallel(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's PQN."""
     config = pqn_settings(arguments)
-    env = make_env(config, World())
     batch_size = config.rollout_steps * config.num_envs // config.num_minibatches
-    compute = choose_compute(config, World(), TrainStep(partial(pqn.probe_step, config, env), batch_size))
-    return make_stepper(config, compute, env, pqn.Training)
+    return make_stepper(config, make_resources(config, pqn.probe_step, batch_size), pqn.Training)
 
 
 def emulators(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:

@@ -58,15 +58,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "agents/qlearning/replay.py": (f"{_Q}/test_replay.py", f"{_Q}/test_replay_files.py", f"{_A}/test_feed.py"),
     "agents/qlearning/replay_files.py": (f"{_Q}/test_replay_files.py", f"{_Q}/test_replay_processes.py"),
     "agents/qlearning/prioritized_replay.py": (f"{_Q}/test_prioritized_replay.py", f"{_A}/test_feed.py"),
-    "agents/qlearning/policy.py": (f"{_Q}/test_policy.py",),
-    "agents/qlearning/exploration.py": (f"{_Q}/test_exploration.py",),
+    "agents/qlearning/policy.py": (f"{_Q}/test_policy.py", f"{_Q}/test_exploration.py"),
     "agents/qlearning/schedules.py": (
         f"{_Q}/test_schedules.py",
         f"{_A}/test_actor.py",
         f"{_A}/test_feed.py",
         "tests/agents/configs/test_reference_values.py",
     ),
-    "agents/qlearning/distributional.py": (
+    "agents/qlearning/losses.py": (
         f"{_Q}/test_targets_and_losses.py",
         "tests/agents/configs/test_reference_values.py",
     ),
@@ -74,6 +73,13 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/agents/test_dqn_steps.py",
         "tests/agents/training/test_session.py",
         "tests/agents/test_wiring_dqn.py",
+    ),
+    "agents/training/replay_buffer.py": (
+        "tests/agents/training/test_report.py",
+        "tests/agents/test_dqn_steps.py",
+        f"{_A}/test_actor.py",
+        "tests/agents/test_wiring_dqn.py",
+        "tests/agents/test_fire.py",
     ),
     "agents/training/evaluation.py": ("tests/agents/training/test_evaluation.py",),
     "core/training_loop.py": ("tests/core/test_training_loop.py", "tests/vision/training/test_epochs.py"),

@@ -25,17 +25,15 @@ from torch import Tensor, nn
 from zerokara import envs
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning import schedules
-from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import make_network
-from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.policy import Exploration, Policy
 from zerokara.agents.qlearning.replay import Batch, Replay
+from zerokara.agents.training.replay_buffer import store
 from zerokara.core.compute import Compute
 from zerokara.core.machine import has_bfloat16
 
 Loss = Callable[..., tuple[Tensor, Tensor, Tensor]]
 """`dqn_loss` of agents/dqn.py."""
-Store = Callable[..., None]
-"""`store` of agents/dqn.py."""
 
 
 class Chunk(NamedTuple):
@@ -81,7 +79,6 @@ class Actor:
         config: config of the run; `num_envs` environments are created.
         compute: hardware settings of the learner. The actor runs on the CPU, and not in 16 bits if that is slow there.
         loss: `dqn_loss`, from which the TD errors are taken.
-        store: `store`, which clips rewards.
         seed: seed of this actor.
         env: environments; None: they are created.
     """
@@ -92,7 +89,6 @@ class Actor:
         config: Config,
         compute: Compute,
         loss: Loss,
-        store: Store,
         seed: int,
         env: envs.VectorEnv | None = None,
     ) -> None:
@@ -100,7 +96,7 @@ class Actor:
         precision = compute.precision if has_bfloat16(cpu) else "float32"
         self.compute = dataclasses.replace(compute, device="cpu", compile=False, threads=threads, precision=precision)
         self.compute.apply()
-        self.config, self._loss, self._store = config, loss, store
+        self.config, self._loss = config, loss
         # A resumed run starts new actors with new episodes, so their states are not saved.
         self.env = env or envs.make(
             config.env, config.num_envs, num_threads=threads, resumable=False, **config.env_settings()
@@ -150,7 +146,7 @@ class Actor:
         for _ in range(self.config.actor_steps):
             action_N = self.env.executed(self.policy.act(self.obs, self.epsilon_N, self.exploration, noisy=True))
             result = self.env.step(action_N)
-            self._store(self.config, self.replay, self.frame, action_N, result)
+            store(self.config, self.replay, self.frame, action_N, result)
             frames.append(self.frame)
             actions.append(action_N)
             results.append(result)

@@ -1,6 +1,6 @@
 """Learner's side of a DQN run with actors: asks actors for steps, stores them, and keeps the two at the same pace.
 
-    actors = ActorFeed(training, dqn_loss, store)
+    actors = ActorFeed(training, dqn_loss)
     for _ in training.iterations(actors.metrics):
         actors.iterate()                           # in place of training.iterate()
 
@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from zerokara.agents.actors.actor import Chunk, Loss, Lost, Store, pack_weights
+from zerokara.agents.actors.actor import Chunk, Loss, Lost, pack_weights
 from zerokara.agents.actors.ray_actors import RayActors
 from zerokara.agents.configs.actors import replay_ratios
 from zerokara.agents.configs.dqn import Config
@@ -35,6 +35,7 @@ from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Replay, Rows
+from zerokara.agents.training.replay_buffer import store
 from zerokara.core.checkpoint import later_seed
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
@@ -112,13 +113,12 @@ class ActorFeed:
     Args:
         training: state of the run.
         loss: `dqn_loss`.
-        store: `store`, which stores a step in a replay buffer.
     """
 
-    def __init__(self, training: Training, loss: Loss, store: Store) -> None:
+    def __init__(self, training: Training, loss: Loss) -> None:
         config = training.config
         self.training, self.config = training, config
-        self._loss, self._store = loss, store
+        self._loss = loss
         self._actors: Actors | None = None  # started by the first iteration
         self._min_ratio, maximum = replay_ratios(config)
         self._round = config.total_envs * config.actor_steps  # steps of a chunk of every actor
@@ -165,7 +165,7 @@ class ActorFeed:
         """Start the actors."""
         training, config = self.training, self.config
         seeds = [self._seed(actor) for actor in range(config.actors)]
-        actors: Actors = RayActors(config, training.compute, self._loss, self._store, seeds)
+        actors: Actors = RayActors(config, training.compute, self._loss, seeds)
         training.run.print(f"actors: {actors.describe()}")
         if training.resumed:
             training.run.print("the actors start new episodes: a run with actors is not resumed bit for bit")
@@ -223,7 +223,7 @@ class ActorFeed:
         self.stale_steps += 0 if usable else chunk.reward.size
         first_slot = replay.head[rows]
         for frame, action_N, step in chunk.steps():
-            self._store(self.config, replay, frame, action_N, step, rows=rows, usable=usable)
+            store(self.config, replay, frame, action_N, step, rows=rows, usable=usable)
             training.record(step, rows)
         if len(chunk.env):
             assert isinstance(replay, PrioritizedReplay)

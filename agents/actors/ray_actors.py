@@ -1,7 +1,7 @@
 """Actors as actors of Ray: on this machine, or on a Ray cluster.
 
-    with connected(config):                               # Ray is started here, or the cluster of --ray-address joined
-        actors = RayActors(config, compute, loss, store, seeds)
+    with connected(config):                        # Ray is started here, or the cluster of --ray-address joined
+        actors = RayActors(config, compute, loss, seeds)
 
 Ray places an actor where `actor_cpus` CPUs are free. Actors without a place wait for one: when a node joins the
 cluster, they are placed there, and their first chunks arrive. Ray is imported only here.
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from zerokara.agents.actors.actor import Actor, Chunk, Loss, Lost, Store
+from zerokara.agents.actors.actor import Actor, Chunk, Loss, Lost
 from zerokara.agents.configs.dqn import Config
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
@@ -32,22 +32,23 @@ MIN_OBJECT_STORE = 1 << 28  # bytes
 
 
 @contextlib.contextmanager
-def connected(config: Config) -> Iterator[None]:
+def connected(config: Config) -> Iterator[Config]:
     """Start Ray on this machine or connect to the cluster of the config, and disconnect after the block.
 
-    Without actors, nothing is done. If the program that calls has connected to Ray, this connection is used.
+    Gives the config for choosing the hardware settings of the learner (`leave_cores`). Without actors, nothing is done.
+    If the program that calls has connected to Ray, this connection is used.
 
     Raises:
         UserError: Ray cannot be started, or there is no cluster at this address.
     """
     if not config.actors:
-        yield
+        yield config
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():
-        yield
+        yield leave_cores(config)
         return
     if config.ray_address:
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # one attempt of 40 s; by default there are 20
@@ -64,7 +65,7 @@ def connected(config: Config) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # before it there may be a traceback
         raise UserError(f"Ray could not {where} ({reason}): {remedy}, or leave --actors out.") from error
     try:
-        yield
+        yield leave_cores(config)
     finally:
         ray.shutdown()
 
@@ -112,15 +113,14 @@ class RayActors:
         config: config of the run.
         compute: hardware settings of the learner.
         loss: `dqn_loss`.
-        store: `store`.
         seeds: of the actors.
     """
 
-    def __init__(self, config: Config, compute: Compute, loss: Loss, store: Store, seeds: list[int]) -> None:
+    def __init__(self, config: Config, compute: Compute, loss: Loss, seeds: list[int]) -> None:
         import ray
 
         self._ray: Any = ray
-        self._config, self._arguments = config, (config, compute, loss, store)
+        self._config, self._arguments = config, (config, compute, loss)
         # Actors that have ended are replaced by the learner, which must also end their episodes.
         self._class = ray.remote(num_cpus=config.actor_cpus, max_restarts=0)(Actor)
         self._handles: list[Any] = [self._class.remote(i, *self._arguments, seed) for i, seed in enumerate(seeds)]

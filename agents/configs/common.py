@@ -137,6 +137,11 @@ class Settings(RunOptions):
         return self.env.split(":")[-1].startswith("ALE/")
 
     @property
+    def deviations(self) -> Sequence[str]:
+        """Differences between the preset and its paper or its published code."""
+        return ()
+
+    @property
     def total_envs(self) -> int:
         """Environments of all processes."""
         return self.num_envs

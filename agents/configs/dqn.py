@@ -14,7 +14,7 @@ from zerokara.agents.configs import names
 from zerokara.agents.configs.actors import check_actors
 from zerokara.agents.configs.arcade import ARCADE
 from zerokara.agents.configs.common import PADDED_BACKBONES, Count, Fraction, OptionalCount, Positive, Settings
-from zerokara.agents.configs.presets import PAPER_PRESETS
+from zerokara.agents.configs.presets import DEVIATIONS, PAPER_PRESETS
 from zerokara.agents.configs.reading import read_agent_config
 from zerokara.core.config import NamesOrPath, Range, UserError, flag, is_import_path
 
@@ -223,6 +223,11 @@ class Config(Settings):
     memory only and lost when the process ends."""
     delete_replay: bool = True
     """Delete these files when the run has finished. If it is resumed for more steps, the buffer is filled again."""
+
+    @property
+    def deviations(self) -> Sequence[str]:
+        """Differences between the preset and its paper or its published code."""
+        return DEVIATIONS.get(self.preset, ())
 
     @property
     def total_envs(self) -> int:

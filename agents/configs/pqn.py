@@ -89,6 +89,11 @@ class Config(Settings):
     checkpoint_every_steps: Count = 100_000
     """Agent steps between checkpoints."""
 
+    @property
+    def deviations(self) -> Sequence[str]:
+        """Differences from the code that the preset follows."""
+        return LSTM_DEVIATIONS if self.preset == "lstm" else DEVIATIONS
+
 
 # The published code uses EnvPool, which presses FIRE at resets and after lost lives unless it is told otherwise.
 _FIRE: Mapping[str, Any] = {"fire_reset": True, "fire_after_life_loss": True}
@@ -125,11 +130,6 @@ LSTM_DEVIATIONS = (
     "a lost life ends the return, but the LSTM remembers; CleanRL resets its state, as at the end of an episode",
     "convolutions are initialized as by He and normalized over channels; CleanRL: orthogonal, over the whole layer",
 )
-
-
-def deviations(config: Config) -> tuple[str, ...]:
-    """Return the differences of a run from the code that its preset follows."""
-    return LSTM_DEVIATIONS if config.preset == "lstm" else DEVIATIONS
 
 
 KIND = "pqn"

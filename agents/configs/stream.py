@@ -14,7 +14,7 @@ from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, Positive, Settings
 from zerokara.agents.configs.reading import read_agent_config
 from zerokara.core.choices import Precision, Switch
-from zerokara.core.config import NamesOrPath, Range
+from zerokara.core.config import NamesOrPath, Range, UserError
 
 FOREIGN_NAMES: Mapping[str, str] = {
     "lamda": "td_lambda",
@@ -135,6 +135,11 @@ class Config(Settings):
     threads: Annotated[int, Range(0)] = 1
     """Number of CPU threads (0: one per core)."""
 
+    @property
+    def deviations(self) -> Sequence[str]:
+        """Differences from the published code."""
+        return DEVIATIONS
+
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Elsayed et al. 2024, the published code for Atari, which presses FIRE at resets, but not after lost lives.
@@ -160,3 +165,16 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
         UserError: as in `core.run_config.configure`; with --resume, a flag contradicts the config of the run.
     """
     return read_agent_config(Config, PRESETS, argv, description, KIND)
+
+
+def check_processes(config: Config, processes: int) -> None:
+    """Check that there is one process.
+
+    Raises:
+        UserError: there are several.
+    """
+    if processes > config.num_envs:
+        raise UserError(
+            f"agents.stream learns from one environment in one process, and there are {processes} processes: start it "
+            f"without torchrun."
+        )

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zerokara.agents.qlearning.exploration import Exploration
-from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.policy import Exploration, Policy
 from zerokara.core.config import Stopped
 from zerokara.core.distributed import World
 from zerokara.envs.base import VectorEnv

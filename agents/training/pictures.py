@@ -13,9 +13,8 @@ import numpy as np
 
 from zerokara import envs
 from zerokara.agents.configs.common import Settings
-from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import QNetwork
-from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.policy import Exploration, Policy
 from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped, error_summary
 from zerokara.core.layers import first_convolution

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,10 +15,9 @@ from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.policy import obs_dtype
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
-from zerokara.core.compute import Compute
-from zerokara.core.distributed import World
+from zerokara.agents.training.start import Resources
 from zerokara.core.run import Run
-from zerokara.envs import VectorEnv
+from zerokara.envs import Step
 
 
 def min_transitions(config: Config) -> int:
@@ -41,15 +42,7 @@ def describe_fill(config: Config, stored: Sequence[int]) -> str:
     return f"{text}; there are no updates before each of the {processes} processes has {needed // processes:,}"
 
 
-def make_replay(
-    config: Config,
-    run: Run,
-    compute: Compute,
-    world: World,
-    env: VectorEnv,
-    seed: int,
-    is_finished: Callable[[], bool],
-) -> Replay:
+def make_replay(config: Config, run: Run, resources: Resources, seed: int, is_finished: Callable[[], bool]) -> Replay:
     """Create the replay buffer of a process, with a ring buffer for each of its environments or those of its actors.
 
     Actors fill their ring buffers at different speeds. Their transitions are therefore sampled by priority, which with
@@ -58,15 +51,15 @@ def make_replay(
     Args:
         config: config of the run.
         run: run folder, which has the files of the buffer.
-        compute: device.
-        world: processes, which divide the capacity.
-        env: environments of this process, or such as those of an actor.
+        resources: environments of this process, or such as those of an actor; device; processes, which divide the
+            capacity.
         seed: seed of the sampling.
         is_finished: True for a finished run, which needs no replay buffer: nothing is printed about a missing one.
 
     Raises:
         UserError: as `Replay`.
     """
+    env, compute, world = resources.env, resources.compute, resources.world
     num_envs = config.total_envs // world.size
     steps_at_once = config.actor_steps if config.actors else 1
     make: Callable[..., Replay] = Replay
@@ -98,13 +91,31 @@ def make_replay(
     )
 
 
+def store(config: Config, replay: Replay, obs: np.ndarray, action_N: np.ndarray, step: Step, **options: Any) -> None:
+    """Store a step in the replay buffer: with the sign of the rewards, and lost lives as terminals, if configured.
+
+    Args:
+        config: config of the run.
+        replay: replay buffer of the learner, or of an actor.
+        obs: observations (N, C, H, W) before the step, or their newest frames.
+        action_N: actions that were executed.
+        step: result of the step.
+        options: as for `Replay.add`.
+    """
+    reward_N = np.sign(step.reward) if config.clip_rewards else step.reward
+    life_lost_N = step.life_lost if config.terminal_on_life_loss else None
+    last_obs = step.last_obs if step.truncated.any() else obs  # else not used, and some environments would make it
+    replay.add(obs, action_N, reward_N, step.terminal, step.truncated, last_obs, life_lost_N, **options)
+
+
 def random_batch(
-    config: Config, env: VectorEnv, compute: Compute, batch_size: int
+    config: Config, resources: Resources, batch_size: int
 ) -> tuple[Batch, tuple[Tensor, Tensor, Tensor] | tuple[()]]:
     """Return a batch of random data as a process learns from, and what follows it (`Replay.following`)."""
-    obs = torch.randint(256, (2, batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(compute.torch_device)
+    env, device = resources.env, resources.compute.torch_device
+    obs = torch.randint(256, (2, batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(device)
     # A tensor that is passed twice would be compiled for, and compiled code of no use in training.
-    ones, discount_B, weight_B = (torch.ones(batch_size, device=compute.torch_device) for _ in range(3))
+    ones, discount_B, weight_B = (torch.ones(batch_size, device=device) for _ in range(3))
     batch = Batch(obs[0], ones.long(), ones, discount_B, obs[1], weight_B)
     if not config.spr_weight:
         return batch, ()

@@ -16,49 +16,42 @@ from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 
 
-def print_settings(
-    run: Run, config: Settings, environment: Mapping[str, Any], deviations: Collection[str], *, new: bool
-) -> None:
+def print_settings(run: Run, config: Settings, environment: Mapping[str, Any], *, new: bool) -> None:
     """Print lines about the settings of a run. A new run saves the differences between preset and paper.
 
     Args:
         run: folder of the run.
         config: config of the run.
         environment: settings of the environment.
-        deviations: differences between preset and paper, of this version.
         new: the run is not resumed.
     """
     if new:
-        run.save_extra(deviations=list(deviations))
+        run.save_extra(deviations=list(config.deviations))
     saved = run.extra.get("deviations")
-    for line in settings_lines(config, environment, deviations, saved if isinstance(saved, list) else None, new=new):
+    for line in settings_lines(config, environment, saved if isinstance(saved, list) else None, new=new):
         run.print(line)
 
 
 def settings_lines(
-    config: Settings,
-    environment: Mapping[str, Any],
-    deviations: Collection[str],
-    saved: Collection[str] | None,
-    *,
-    new: bool,
+    config: Settings, environment: Mapping[str, Any], saved: Collection[str] | None, *, new: bool
 ) -> Iterator[str]:
     """Yield lines about the settings of a run.
 
     Args:
         config: config of the run.
         environment: settings of the environment.
-        deviations: differences between preset and paper, of this version.
-        saved: those that the run saved at its start; None: it is of an older version, which did not save them.
+        saved: differences from the paper that the run saved at its start; None: it is of an older version, which did
+            not save them.
         new: the run is not resumed, so its lengths are those of this command.
     """
+    deviations: Collection[str] = config.deviations if saved is None else saved
     if saved is None and deviations and (changes := preset_changes(config)):
         yield (
             f"the run has other settings than preset {config.preset} of this version ({format_changes(changes)}), and "
             f"the version that started it did not save how they differ from the paper"
         )
         deviations = ()
-    for deviation in deviations if saved is None else saved:
+    for deviation in deviations:
         yield f"preset {config.preset} differs from its paper: {deviation}"
     if new and (lengths := describe_lengths(config, default_values(config))):
         yield f"lengths that fit {config.total_steps:,} steps: {lengths}"

@@ -17,14 +17,13 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from zerokara import envs
 from zerokara.agents.configs.common import Settings
-from zerokara.agents.qlearning.agent_file import check_network
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay import ALL, Rows
@@ -35,10 +34,9 @@ from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_pr
 from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.agents.training.report import bar_fields, closing_line, format_progress, format_scores, print_settings
+from zerokara.agents.training.start import Resources
 from zerokara.core import checkpoint
-from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped, to_dict
-from zerokara.core.distributed import World
 from zerokara.core.divergence import check_finite
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import restarted_since, resume_command
@@ -47,47 +45,25 @@ from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance, registry
 
 
-def make_env(config: Settings, world: World) -> envs.VectorEnv:
-    """Create the environments of one process. A program does this first, so that a mistake creates no run folder.
-
-    Raises:
-        UserError: as `envs.make`, or the Q-network for these environments cannot be created.
-    """
-    env = envs.make(config.env, config.num_envs // world.size, **config.env_settings())
-    with envs.closed_on_error(env):
-        check_network(config, env.obs_shape, env.num_actions)
-    return env
-
-
 class Session(ABC):
     """Algorithm-independent part of a training run in one process.
 
     Args:
         config: config of the run; its environments are divided among the processes.
         run: run folder.
-        compute: hardware settings.
-        world: processes that train together.
+        resources: environments of this process, hardware settings, and processes that train together.
         program: name of the training program, such as "agents.dqn".
-        env: environments of this process; None: they are created.
     """
 
     config: Settings
     learner: Learner | TraceLearner
     policy: Policy
 
-    def __init__(
-        self,
-        config: Settings,
-        run: Run,
-        compute: Compute,
-        world: World,
-        program: str,
-        env: envs.VectorEnv | None = None,
-    ) -> None:
-        self.config, self.run, self.compute, self.world, self.program = config, run, compute, world, program
-        self.num_envs = config.total_envs // world.size
-        self.seed = config.seed * 1_000_003 + world.rank * 10_007  # of this process
-        self.env = env or make_env(config, world)
+    def __init__(self, config: Settings, run: Run, resources: Resources, program: str) -> None:
+        self.config, self.run, self.program = config, run, program
+        self.env, self.compute, self.world = resources.env, resources.compute, resources.world
+        self.num_envs = config.total_envs // self.world.size
+        self.seed = config.seed * 1_000_003 + self.world.rank * 10_007  # of this process
         self.step = 0  # agent steps, summed over all processes
         self.updates = self.episodes = self.last_evaluation_step = 0
         self.running_return_N = np.zeros(self.num_envs)
@@ -189,9 +165,9 @@ class Session(ABC):
         while self.env.warnings:
             self.run.warn(self.env.warnings.pop(0))
 
-    def print_settings(self, deviations: Collection[str], **more: Any) -> None:
+    def print_settings(self, **more: Any) -> None:
         """Print differences from paper and preset, and the settings of the environment with those of `more`."""
-        print_settings(self.run, self.config, {**self.env.settings, **more}, deviations, new=not self.resumed)
+        print_settings(self.run, self.config, {**self.env.settings, **more}, new=not self.resumed)
 
     def iterations(
         self,

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from zerokara.agents import dqn, pqn
 from zerokara.agents.configs.dqn import Config as DqnConfig
 from zerokara.agents.configs.pqn import Config as PqnConfig
-from zerokara.agents.training.session import Session, make_env
+from zerokara.agents.training.session import Session
+from zerokara.agents.training.start import Resources, make_env
 from zerokara.core.choices import GradientCompression
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
@@ -163,7 +164,7 @@ def make_agent(
         run = stack.enter_context(
             Run(config, kind="run", name="run", resume=False, quiet=True, root=Path(arguments.folder), world=world)
         )
-        training = make(config, run, compute, world, env)
+        training = make(config, run, Resources(env, compute, world))
         training.start()
         iterations = stack.enter_context(contextlib.closing(training.iterations()))  # type: ignore[type-var]
         next(iterations)

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.agents.resources import resources, resources_of_shape
 from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, reward_of
 from zerokara import envs
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning.replay import Batch
+from zerokara.agents.training import start
+from zerokara.agents.training.start import Resources
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
@@ -48,7 +51,7 @@ def run_iterations(
         save_replay=False, replay_capacity=1_000, learning_starts=1_000, **changes,
     )  # fmt: skip
     with Run(config, kind="dqn", name="scripted", resume=False, quiet=True, root=folder) as run:
-        training = dqn.Training(config, run, Compute(), World())
+        training = dqn.Training(config, run, resources(config))
     training.obs = training.env.reset(0)
     for _ in range(iterations):
         training.iterate()
@@ -112,7 +115,7 @@ def test_stacks_are_made_only_when_the_network_acts(
         save_replay=False, replay_capacity=1_000, learning_starts=1_000, epsilon_start=1.0, epsilon_end=1.0,
     )  # fmt: skip
     with Run(config, kind="dqn", name="frames", resume=False, quiet=True, root=tmp_path) as run:
-        training = dqn.Training(config, run, Compute(), World())
+        training = dqn.Training(config, run, resources(config))
     training.obs = training.env.reset(1)
     monkeypatch.setattr(Stacks, "make", record_step)
     for _ in range(60):
@@ -140,7 +143,7 @@ def test_the_probe_has_a_batch_of_separate_tensors(monkeypatch: pytest.MonkeyPat
     batches: list[Batch] = []
     monkeypatch.setattr(dqn, "gradient_step", lambda learner, batch, following: batches.append(batch))
     config = Config(frame_stack=1, image_size=SIZE, hidden_units=8, width_multiplier=0.25)
-    dqn.probe_step(config, ScriptedEnv(NUM_ENVS, frame_stack=1), Compute(), 32)()
+    dqn.probe_step(config, Resources(ScriptedEnv(NUM_ENVS, frame_stack=1), Compute(), World()), 32)()
     (batch,) = batches
     assert len({tensor.data_ptr() for tensor in batch}) == len(batch)
 
@@ -235,7 +238,7 @@ def test_two_processes_divide_the_environments_the_buffer_and_the_batches(
     )  # fmt: skip
     world = OneOfTwo(rank=1, size=2)
     with Run(config, kind="dqn", name="two", resume=False, quiet=True, root=tmp_path, world=world) as run:
-        training = dqn.Training(config, run, Compute(), world)
+        training = dqn.Training(config, run, resources(config, world))
     seed = 5 * 1_000_003 + 10_007
     assert (training.num_envs, training.replay.num_envs) == (2, 2)
     assert training.replay.window == 251, "half of 1,001 transitions, rounded up, for each of two environments"
@@ -282,7 +285,7 @@ def test_the_network_follows_from_the_seed(tmp_path: Path, monkeypatch: pytest.M
     torch.manual_seed(77)  # earlier random numbers do not matter
     training = run_iterations(tmp_path, monkeypatch, 0, seed=3)
     torch.manual_seed(3)
-    expected = dqn.make_learner(training.config, (1, SIZE, SIZE), 4, Compute(), World()).network
+    expected = dqn.make_learner(training.config, resources_of_shape((1, SIZE, SIZE), 4)).network
     for ours, theirs in zip(training.learner.network.parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -298,12 +301,13 @@ def test_the_program_trains_with_the_config_of_the_command_line(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dqn, "train", train)
-    monkeypatch.setattr(dqn, "choose_compute", lambda *_: Compute(threads=1, reason="chosen"))
+    monkeypatch.setattr(start, "choose_compute", lambda *_: Compute(threads=1, reason="chosen"))
     dqn.main(["--env", "zerokara/Catch-v0", "--num-envs", "2", "--gamma", "0.5", "--name", "n"])
-    ((config, run, compute, world, env),) = trained
+    ((config, run, used),) = trained
     assert (config.env, config.gamma) == ("zerokara/Catch-v0", 0.5)
-    assert (run.folder, compute, world) == (Path("runs/n"), Compute(threads=1, reason="chosen"), World())
-    assert (env.id, env.num_envs) == ("zerokara/Catch-v0", 2)
+    assert run.folder == Path("runs/n")
+    assert (used.compute, used.world) == (Compute(threads=1, reason="chosen"), World())
+    assert (used.env.id, used.env.num_envs) == ("zerokara/Catch-v0", 2)
     assert capsys.readouterr().out.splitlines()[-1] == "closing message"
     for field in ("num_envs", "batch_size"):
         monkeypatch.setattr(World, "from_env", lambda device: World(size=3))

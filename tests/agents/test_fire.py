@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.agents.resources import resources
 from tests.agents.scripted import SIZE, ScriptedEnv
 from zerokara import envs
 from zerokara.agents import dqn, pqn
 from zerokara.agents.configs import dqn as dqn_config
 from zerokara.agents.configs import pqn as pqn_config
-from zerokara.core.compute import Compute
-from zerokara.core.distributed import World
 from zerokara.core.run import Run
 
 FIRE = 1
@@ -45,7 +44,7 @@ def env(monkeypatch: pytest.MonkeyPatch) -> FireEnv:
 def test_dqn_stores_the_executed_actions(tmp_path: Path, env: FireEnv) -> None:
     config = dqn_config.Config(**COMMON, total_steps=120, learning_starts=200, replay_capacity=400, save_replay=False)
     with Run(config, kind="dqn", name="run", resume=False, quiet=True, root=tmp_path) as run:
-        training = dqn.Training(config, run, Compute(), World())
+        training = dqn.Training(config, run, resources(config))
         training.start()
         lost = []
         for _ in range(12):
@@ -62,7 +61,7 @@ def test_dqn_stores_the_executed_actions(tmp_path: Path, env: FireEnv) -> None:
 def test_pqn_stores_the_executed_actions(tmp_path: Path, env: FireEnv) -> None:
     config = pqn_config.Config(**COMMON, total_steps=48, rollout_steps=12, num_minibatches=4)
     with Run(config, kind="pqn", name="run", resume=False, quiet=True, root=tmp_path) as run:
-        training = pqn.Training(config, run, Compute(), World())
+        training = pqn.Training(config, run, resources(config))
         training.start()
         training.iterate()
     np.testing.assert_array_equal(training.action_TN.numpy(), np.stack(env.actions))

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.agents.resources import resources, resources_of_shape
 from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, reward_of
 from tests.agents.small_runs import CATCH
 from tests.programs import metrics
@@ -24,13 +25,12 @@ from zerokara import envs
 from zerokara.agents import evaluate, pqn
 from zerokara.agents.configs.pqn import Config
 from zerokara.agents.pqn import Training, make_learner
-from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import make_pqn_network
+from zerokara.agents.qlearning.policy import Exploration
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.core.distributed import World
 from zerokara.core.run import Run
 
 TINY = (
@@ -56,7 +56,7 @@ def make_training(tmp_path: Path) -> Callable[..., Training]:
     def make(**changes: Any) -> Training:
         name = f"run{len(list(tmp_path.iterdir()))}"
         with Run(config(**changes), kind="pqn", name=name, resume=False, quiet=True, root=tmp_path) as run:
-            return Training(config(**changes), run, Compute(), World())
+            return Training(config(**changes), run, resources(config(**changes)))
 
     return make
 
@@ -82,7 +82,7 @@ def test_one_update_equals_an_explicit_computation() -> None:
     """Half the squared error, gradient clipping by norm, one step of RAdam."""
     torch.manual_seed(0)
     c = config(max_grad_norm=0.5, learning_rate=0.1)
-    updater = make_learner(c, (4, 84, 84), 3, Compute(), World())
+    updater = make_learner(c, resources_of_shape((4, 84, 84), 3))
     net = updater.network
     twin = make_pqn_network(c, (4, 84, 84), 3)
     twin.load_state_dict(net.state_dict())
@@ -111,7 +111,7 @@ def test_16_bit_working_copy_resumes_from_a_checkpoint(monkeypatch: pytest.Monke
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute, c = Compute(precision="bfloat16", compile=True), config()
     torch.manual_seed(0)
-    one, two = (make_learner(c, (4, 84, 84), 3, compute, World()) for _ in range(2))
+    one, two = (make_learner(c, resources_of_shape((4, 84, 84), 3, compute)) for _ in range(2))
     obs = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)
     batch = obs, torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
     for _ in range(3):

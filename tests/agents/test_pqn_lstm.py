@@ -15,16 +15,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.agents.resources import resources_of_shape
 from tests.agents.scripted import LENGTHS, ScriptedEnv
 from tests.agents.small_runs import CATCH
 from tests.programs import metrics
 from zerokara import envs
 from zerokara.agents import evaluate, export, play, pqn
 from zerokara.agents.configs.pqn import Config, check_minibatches, read_config
-from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import RecurrentNetwork, make_pqn_network
-from zerokara.agents.qlearning.policy import RecurrentPolicy
+from zerokara.agents.qlearning.policy import Exploration, RecurrentPolicy
 from zerokara.agents.training.evaluation import evaluate as evaluate_policy
+from zerokara.agents.training.start import Resources
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
@@ -105,7 +106,7 @@ def test_one_update_equals_an_explicit_computation() -> None:
         lstm_units=UNITS, width_multiplier=0.25, hidden_units=8, backbone="der", learning_rate=0.1, max_grad_norm=0.5
     )
     torch.manual_seed(0)
-    learner = pqn.make_learner(config, OBS, ACTIONS, Compute(), World())
+    learner = pqn.make_learner(config, resources_of_shape(OBS, ACTIONS))
     twin = make_network()
     twin.load_state_dict(learner.network.state_dict())
     start = [p.detach().clone() for p in twin.parameters()]
@@ -300,7 +301,7 @@ def test_the_loop_of_the_lstm_is_excluded_from_compilation(monkeypatch: pytest.M
 
     def make(lstm_units: int, *, compiled: bool) -> None:
         config = Config(lstm_units=lstm_units, width_multiplier=0.25, hidden_units=8)
-        pqn.make_learner(config, OBS, ACTIONS, Compute(compile=compiled), World())
+        pqn.make_learner(config, resources_of_shape(OBS, ACTIONS, Compute(compile=compiled)))
 
     make(0, compiled=True)
     make(UNITS, compiled=False)
@@ -371,7 +372,7 @@ def mean_return(lstm_units: int, root: Path) -> float:
         threads=1, td_lambda=0.9, gamma=0.9, log_every_steps=20_000, checkpoint_every_steps=20_000,
     )  # fmt: skip
     with Run(config, kind="pqn", name=f"cue-{lstm_units}", resume=False, quiet=True, root=root) as run:
-        training = pqn.Training(config, run, Compute(), World(), CueEnv(16))
+        training = pqn.Training(config, run, Resources(CueEnv(16), Compute(), World()))
         training.obs = training.env.reset(0)
         while training.step < config.total_steps:
             training.iterate()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.agents.resources import resources
 from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, length_of, origin_of, reward_of
 from tests.programs import metrics
 from zerokara import envs
@@ -27,8 +28,6 @@ from zerokara.agents.qlearning.prioritized_replay import PRIORITY_EPSILON, Prior
 from zerokara.agents.qlearning.replay import Batch, Replay
 from zerokara.agents.training import evaluation, session
 from zerokara.agents.training.session import Session
-from zerokara.core.compute import Compute
-from zerokara.core.distributed import World
 from zerokara.core.run import Run
 
 NUM_ENVS = 4
@@ -122,7 +121,7 @@ class Recording:
             patch.setattr(Session, "save", save)
             patch.setattr(session, "evaluate", evaluate)
             with Run(self.config, kind="dqn", name=name, resume=False, quiet=True, root=folder) as run:
-                self.closing = dqn.train(self.config, run, Compute(), World())
+                self.closing = dqn.train(self.config, run, resources(self.config))
         self.env, self.evaluation_env = made[0], made[1] if len(made) > 1 else None
 
     def action_at(self, origin: Origin) -> int:

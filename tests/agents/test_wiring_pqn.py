@@ -14,14 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.agents.resources import resources
 from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, length_of, origin_of, reward_of
 from tests.programs import metrics
 from zerokara import envs
 from zerokara.agents import pqn
 from zerokara.agents.configs.pqn import Config
 from zerokara.agents.qlearning.learner import Learner
-from zerokara.core.compute import Compute
-from zerokara.core.distributed import World
 from zerokara.core.run import Run
 
 NUM_ENVS = 4
@@ -110,7 +109,7 @@ def test_pqn_trains_on_the_lambda_returns_of_its_rollouts(
     monkeypatch.setattr(pqn.Training, "learn", learn)
     monkeypatch.setattr(Learner, "step", step)
     with Run(config, kind="pqn", name="run", resume=False, quiet=True, root=tmp_path) as run:
-        closing = pqn.train(config, run, Compute(), World())
+        closing = pqn.train(config, run, resources(config))
     assert closing.startswith("ALE/Pong-v5 at step 120: not evaluated yet, ")
     assert [row["train/learning_rate"] for row in metrics(tmp_path / "run")] == pytest.approx(
         [0.64 * rate, 0.28 * rate, 0.1 * rate]

@@ -17,6 +17,7 @@ from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, frame
 from zerokara import envs
 from zerokara.agents.configs.stream import Config
 from zerokara.agents.stream import Training
+from zerokara.agents.training.start import Resources
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
@@ -154,7 +155,7 @@ def make_training(tmp_path: Path, env: envs.VectorEnv, **changes: Any) -> Traini
     }  # fmt: skip
     config = Config(**{**options, **changes})
     with Run(config, kind="stream", name="run", resume=False, quiet=True, root=tmp_path) as run:
-        training = Training(config, run, Compute(), World(), env)
+        training = Training(config, run, Resources(env, Compute(), World()))
     training.obs = env.reset(0)
     training.observe(training.obs)
     return training

@@ -14,7 +14,7 @@ import zerokara
 from tests.public.test_training import TINY, TINY_DQN
 from zerokara import envs
 from zerokara.agents.configs.dqn import Config
-from zerokara.agents.training.session import make_env
+from zerokara.agents.training.start import make_env
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.core.named_object import NamedObject

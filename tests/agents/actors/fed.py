@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.agents.actors.local_actors import SETTINGS, LocalActors
+from tests.agents.resources import resources
 from zerokara.agents import dqn
 from zerokara.agents.actors import feed
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
-from zerokara.core.compute import Compute
-from zerokara.core.distributed import World
 from zerokara.core.run import Run
 
 
@@ -21,8 +20,8 @@ class Fed:
     def __init__(self, folder: Path, **changes: Any) -> None:
         self.config = Config(**(SETTINGS | {"save_replay": False} | changes))
         with Run(self.config, kind="dqn", name="run", resume=False, quiet=True, root=folder) as run:
-            self.training = dqn.Training(self.config, run, Compute(), World())
-            self.feed = feed.ActorFeed(self.training, dqn.dqn_loss, dqn.store)
+            self.training = dqn.Training(self.config, run, resources(self.config))
+            self.feed = feed.ActorFeed(self.training, dqn.dqn_loss)
         self.training.obs = self.training.env.reset(0)
 
     @property
@@ -46,7 +45,7 @@ class Fed:
 def train(folder: Path, name: str = "run", resume: bool = False, **changes: Any) -> str:
     config = Config(**(SETTINGS | {"name": name} | changes))
     with Run(config, kind="dqn", name=name, resume=resume, quiet=True, root=folder) as run:
-        return dqn.train(config, run, Compute(), World())
+        return dqn.train(config, run, resources(config))
 
 
 class Warnings:

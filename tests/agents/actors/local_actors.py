@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.agents.scripted import SIZE, Origin, ScriptedEnv
-from zerokara.agents.actors.actor import Actor, Chunk, Loss, Lost, Store
+from zerokara.agents.actors.actor import Actor, Chunk, Loss, Lost
 from zerokara.agents.configs.dqn import Config
 from zerokara.core.compute import Compute
 
@@ -69,9 +69,9 @@ class LocalActors:
     made: LocalActors  # the last instance
     first_episodes: int = 0
 
-    def __init__(self, config: Config, compute: Compute, loss: Loss, store: Store, seeds: list[int]) -> None:
+    def __init__(self, config: Config, compute: Compute, loss: Loss, seeds: list[int]) -> None:
         LocalActors.made = self
-        self.config, self._arguments = config, (config, compute, loss, store)
+        self.config, self._arguments = config, (config, compute, loss)
         self.seeds = [[seed] for seed in seeds]
         self.envs = [[ActorEnv(i, config.num_envs)] for i in range(len(seeds))]
         self.actors = [Actor(i, *self._arguments, seed, self.envs[i][0]) for i, seed in enumerate(seeds)]

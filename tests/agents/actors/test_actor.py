@@ -29,7 +29,7 @@ OBS_SHAPE = (2, 36, 36)
 def make_actor(loss: Any = dqn.dqn_loss, number: int = 1, **changes: Any) -> Actor:
     config = Config(**(SETTINGS | changes))
     env = ActorEnv(number, config.num_envs, frame_stack=config.frame_stack)
-    return Actor(number, config, Compute(), loss, dqn.store, 7, env)
+    return Actor(number, config, Compute(), loss, 7, env)
 
 
 def weights_of(network: QNetwork) -> np.ndarray:
@@ -197,7 +197,7 @@ def test_the_environments_have_the_cpus_and_the_seed_of_the_actor(monkeypatch: p
     monkeypatch.setattr(envs, "make", make)
     monkeypatch.setattr(Compute, "apply", lambda compute: seen.update(threads=compute.threads))
     config = Config(**(SETTINGS | {"actor_cpus": 2.5}))
-    Actor(0, config, Compute(threads=7), dqn.dqn_loss, dqn.store, 2**31 + 5)
+    Actor(0, config, Compute(threads=7), dqn.dqn_loss, 2**31 + 5)
     assert (seen["num_threads"], seen["threads"], seen["num_envs"], seen["seed"]) == (2, 2, 3, 5)
     assert seen["resumable"] is False, "an actor is never resumed, so that its environments need not be reproducible"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from collections.abc import Callable
@@ -142,6 +143,18 @@ def test_without_actors_nothing_is_started_and_an_existing_connection_is_kept(ra
     assert ray.running
 
 
+@pytest.mark.parametrize("running", [False, True])
+def test_the_hardware_settings_of_the_learner_are_chosen_for_the_cores_that_actors_leave(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    monkeypatch.setattr(ray_actors, "usable_cores", lambda: 8)
+    ray.running = running
+    for actors, threads in ((0, 0), (3, 6)):
+        of_run = config(actors=actors)
+        with connected(of_run) as hardware:
+            assert hardware == dataclasses.replace(of_run, threads=threads)
+
+
 def test_a_failure_to_connect_is_one_sentence(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**options: Any) -> None:
         raise RuntimeError("Traceback\n  File ...\nno cluster here\n")
@@ -170,7 +183,7 @@ def test_the_learner_has_the_cores_that_the_actors_leave(monkeypatch: pytest.Mon
 
 
 def make(ray: FakeRay) -> RayActors:
-    actors = RayActors(config(actor_cpus=2.0), Compute(), nothing, nothing, [5, 6])
+    actors = RayActors(config(actor_cpus=2.0), Compute(), nothing, [5, 6])
     actors.publish(np.zeros(2, np.int16))
     return actors
 
@@ -229,7 +242,7 @@ def test_it_is_described_where_the_actors_run(ray: FakeRay) -> None:
     ray.cluster_resources = lambda: {"CPU": 8.0}  # type: ignore[attr-defined]
     ray.available_resources = lambda: {"CPU": 2.0}  # type: ignore[attr-defined]
     ray.nodes = lambda: [{"Alive": True}, {"Alive": False}, {"Alive": True}]  # type: ignore[attr-defined]
-    actors = RayActors(config(ray_address="auto"), Compute(), nothing, nothing, [1, 2])
+    actors = RayActors(config(ray_address="auto"), Compute(), nothing, [1, 2])
     assert actors.describe() == (
         "2 with 1 CPUs each, on a cluster of 2 machines with 8 CPUs, 2 of them free; "
         "actors without a place wait for one"

@@ -10,7 +10,7 @@ import pytest
 
 from zerokara.agents.configs import pqn, stream
 from zerokara.agents.configs.dqn import PRESETS, Config
-from zerokara.agents.configs.presets import DEVIATIONS, PAPER_PRESETS
+from zerokara.agents.configs.presets import PAPER_PRESETS
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "family.md").read_text("utf-8")
@@ -107,10 +107,15 @@ def test_every_preset_has_a_table_of_references() -> None:
 @pytest.mark.parametrize("name", PAPER_PRESETS)
 def test_a_table_has_every_value_that_a_preset_sets(name: str) -> None:
     values, parent = PAPER_PRESETS[name], builds_on(name)
-    fields = check(REFERENCES[name], Config(**{**values, "preset": name}))
+    config = Config(**{**values, "preset": name})
+    fields = check(REFERENCES[name], config)
     changed = {field for field, value in values.items() if field not in parent or parent[field] != value}
     assert changed <= fields
-    assert departures(REFERENCES[name]) == list(DEVIATIONS[name]), "the list that a run prints"
+    assert departures(REFERENCES[name]) == list(config.deviations), "the list that a run prints"
+
+
+def test_a_preset_without_a_paper_has_no_deviations() -> None:
+    assert list(Config(preset="fast").deviations) == []
 
 
 def test_rows_of_all_presets() -> None:
@@ -124,9 +129,10 @@ def test_rows_of_all_presets() -> None:
 
 def test_table_of_pqn() -> None:
     values = pqn.PRESETS["paper"]
-    fields = check(REFERENCES["PQN: paper"], pqn.Config(**values))
+    config = pqn.Config(**values)
+    fields = check(REFERENCES["PQN: paper"], config)
     assert fields >= {*values, "td_lambda", "rollout_steps", "num_envs"}
-    assert departures(REFERENCES["PQN: paper"]) == list(pqn.DEVIATIONS)
+    assert departures(REFERENCES["PQN: paper"]) == list(config.deviations)
     longer = {**values, "total_steps": 50_000_000, "epsilon_decay_steps": 5_000_000}
     assert pqn.PRESETS["paper-200m"] == longer
 
@@ -135,15 +141,16 @@ def test_table_of_pqn_with_an_lstm() -> None:
     values, section = pqn.PRESETS["lstm"], REFERENCES["PQN: lstm"]
     config = pqn.Config(**{**values, "preset": "lstm"})
     assert check(section, config) >= {*values, "td_lambda", "learning_rate"}
-    assert departures(section) == list(pqn.deviations(config))
+    assert departures(section) == list(config.deviations)
 
 
 def test_table_of_streaming() -> None:
     values = stream.PRESETS["paper"]
     section = REFERENCES["Streaming Q(lambda): paper"]
-    fields = check(section, stream.Config(**values))
+    config = stream.Config(**values)
+    fields = check(section, config)
     assert fields >= {*values, *stream.GROUPS["algorithm"]} - {"final_learning_rate", "learning_rate_decay_steps"}
-    assert departures(section) == list(stream.DEVIATIONS)
+    assert departures(section) == list(config.deviations)
     row = next(line for line in PAGE.splitlines() if line.startswith("| streaming's"))
     assert (
         f"| {stream.Config().total_steps:,} | no target | none | ObGD, {stream.Config().learning_rate:g} | once |"

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.agents.resources import resources_of_shape
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning.replay import Batch
 from zerokara.core.compute import Compute
-from zerokara.core.distributed import World
 
 
 class SampledLearner:
@@ -27,7 +27,7 @@ class SampledLearner:
         sample: Callable[[], Batch],
     ) -> None:
         self.config, self.sample = config, sample
-        self.learner = dqn.make_learner(config, obs_shape, num_actions, compute, World())
+        self.learner = dqn.make_learner(config, resources_of_shape(obs_shape, num_actions, compute))
         self.update = self.learner.graphed(self.eager_update)
 
     def eager_update(self) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, tensor
 from tests.agents.qlearning.test_family import bandit, learner
 from tests.agents.qlearning.test_targets_and_losses import TableNetwork, loss_of
 from zerokara.agents.configs.dqn import read_config
-from zerokara.agents.qlearning.distributional import C51_TARGETS, hl_gauss, two_hot
 from zerokara.agents.qlearning.heads import CategoricalHead
+from zerokara.agents.qlearning.losses import C51_TARGETS, hl_gauss, two_hot
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.core.config import UserError
 

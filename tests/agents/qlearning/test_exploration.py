@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zerokara.agents.qlearning.exploration import MAX_DURATION, Exploration
+from zerokara.agents.qlearning.policy import MAX_DURATION, Exploration
 
 
 def test_random_actions_last_one_step_without_zeta() -> None:

@@ -17,10 +17,9 @@ from tests.agents.qlearning.sampled import SampledLearner
 from zerokara.agents.configs.dqn import PRESETS, Config, refuse_contradictions
 from zerokara.agents.configs.presets import DEVIATIONS, PAPER_PRESETS
 from zerokara.agents.qlearning import schedules
-from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.heads import CategoricalHead, ImplicitQuantileHead, QuantileHead
 from zerokara.agents.qlearning.network import make_network
-from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.policy import Exploration, Policy
 from zerokara.agents.qlearning.replay import Batch
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute

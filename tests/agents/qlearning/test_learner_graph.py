@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.agents.qlearning.sampled import ACTIONS, OBS, batches, config
+from tests.agents.resources import resources_of_shape
 from zerokara.agents import dqn, pqn
 from zerokara.agents.configs import pqn as pqn_config
 from zerokara.agents.qlearning.learner import Learner
@@ -75,8 +76,8 @@ def sampling(**changes: Any) -> Sampling:
     compute = Compute()
     if changes.pop("pqn", False):
         settings = pqn_config.Config(backbone="nips", width_multiplier=0.25, hidden_units=8)
-        return Sampling(pqn.make_learner(settings, OBS, ACTIONS, compute, World()))
-    return Sampling(dqn.make_learner(config(**changes), OBS, ACTIONS, compute, World()))
+        return Sampling(pqn.make_learner(settings, resources_of_shape(OBS, ACTIONS, compute)))
+    return Sampling(dqn.make_learner(config(**changes), resources_of_shape(OBS, ACTIONS, compute)))
 
 
 @pytest.mark.parametrize(

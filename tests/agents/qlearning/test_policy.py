@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.agents.qlearning.sampled import ACTIONS, OBS, batches, config, make
-from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import make_network
-from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.policy import Exploration, Policy
 from zerokara.core.compute import Compute
 
 

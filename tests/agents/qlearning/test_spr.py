@@ -18,6 +18,7 @@ from tests.agents.fakes import CPU, SCRIPT, ScriptedEnvs
 from tests.agents.fakes import make as make_replay
 from tests.agents.qlearning.sampled import ACTIONS, BATCH, OBS, batches, config
 from tests.agents.qlearning.test_newer_methods import SHIFT, filled, offset
+from tests.agents.resources import resources_of_shape
 from tests.agents.small_runs import CATCH
 from tests.agents.test_dqn_steps import run_iterations
 from tests.programs import metrics
@@ -29,6 +30,7 @@ from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Replay
 from zerokara.agents.qlearning.spr import SelfPrediction, project, scale_to_unit, spr_loss
 from zerokara.agents.training.replay_buffer import random_batch
+from zerokara.agents.training.start import Resources
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
@@ -131,7 +133,7 @@ def test_the_loss_of_an_update_is_the_weighted_sum_and_priorities_are_td_errors(
     torch.manual_seed(0)
     c = config(**SPR)
     compute = Compute()
-    learner = dqn.make_learner(c, OBS, ACTIONS, compute, World())
+    learner = dqn.make_learner(c, resources_of_shape(OBS, ACTIONS, compute))
     batch, later = batches()(), following()
     plain, mean_q, td_error_B = dqn.dqn_loss(c, compute, learner.online, learner.target, *batch)
     both, mean_q_too, td_error_too_B = dqn.dqn_loss(
@@ -154,7 +156,7 @@ def test_the_loss_of_an_update_is_the_weighted_sum_and_priorities_are_td_errors(
 def test_learning_lowers_the_prediction_loss() -> None:
     torch.manual_seed(0)
     c = config(learning_rate=3e-3, **SPR)
-    learner = dqn.make_learner(c, OBS, ACTIONS, Compute(), World())
+    learner = dqn.make_learner(c, resources_of_shape(OBS, ACTIONS))
     batch, later = batches()(), following()
 
     def own_loss() -> float:
@@ -292,7 +294,7 @@ def test_heads_backbones_and_precisions(
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     c: Config = config(**SPR, noisy=True, dueling=True, **changes)
     torch.manual_seed(0)
-    learner = dqn.make_learner(c, OBS, ACTIONS, Compute(**compute), World())
+    learner = dqn.make_learner(c, resources_of_shape(OBS, ACTIONS, Compute(**compute)))
     assert isinstance(learner.online, QNetwork)
     assert torch.isfinite(dqn.gradient_step(learner, batches()(), following())).all()
 
@@ -312,7 +314,8 @@ def test_the_loss_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Compute, "function", function)
     options = {**SPR, "spr_steps": 3, "random_shift": 2, "per_alpha": 0.5, "noisy": True, "batch_size": BATCH}
     training = run_iterations(tmp_path, monkeypatch, **options)
-    dqn.gradient_step(training.learner, *random_batch(training.config, training.env, Compute(), BATCH))
+    alone = Resources(training.env, Compute(), World())
+    dqn.gradient_step(training.learner, *random_batch(training.config, alone, BATCH))
     for _ in range(2):
         training.sample_and_update()
     assert len(graphs) == 1

@@ -12,8 +12,8 @@ from torch import Tensor, nn, tensor
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.dqn import dqn_loss
 from zerokara.agents.pqn import lambda_returns
-from zerokara.agents.qlearning.distributional import kl_divergence, project, quantile_huber_loss
 from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead, ScalarHead
+from zerokara.agents.qlearning.losses import kl_divergence, project, quantile_huber_loss
 from zerokara.core.compute import Compute
 
 NEXT_TARGET_BA = tensor([[1.0, 5.0, 3.0], [2.0, -1.0, 0.0], [4.0, 4.5, -2.0]])

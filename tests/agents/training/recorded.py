@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.agents.resources import resources
 from tests.agents.scripted import SIZE, Origin, ScriptedEnv, origin_of
 from zerokara import envs
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.training import session
 from zerokara.agents.training.evaluation import Scores
 from zerokara.agents.training.session import Session
-from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
 
@@ -81,7 +81,7 @@ class Walk(Session):
     epsilon = 0.25
 
     def __init__(self, config: Config, run: Run, world: World) -> None:
-        super().__init__(config, run, Compute(), world, "agents.dqn")
+        super().__init__(config, run, resources(config, world), "agents.dqn")
         self.learner, self.policy = Learner(), Policy()  # type: ignore[assignment]
         self.counter, self.generator = Counter(), torch.Generator().manual_seed(5)
         self.register(counter=self.counter, generator=self.generator)

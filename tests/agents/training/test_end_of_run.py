@@ -114,7 +114,7 @@ def test_lengths_that_were_reduced_are_printed_by_a_new_run(make: Make, monkeypa
         monkeypatch.setattr(recorded.run, "print", printed.append)
         recorded.session.start()
         recorded.session.save()
-        recorded.session.print_settings([])
+        recorded.session.print_settings()
     assert printed == [
         "lengths that fit 80 steps: --learning-starts 8 instead of 5,000",
         "ALE/Pong-v5: frame_skip 4",

@@ -17,7 +17,8 @@ def test_a_resumed_run_prints_the_differences_from_the_paper_that_it_began_with(
         recorded, printed = make(resume=resume), list[str]()
         monkeypatch.setattr(recorded.run, "print", printed.append)
         recorded.session.start()
-        recorded.session.print_settings(deviations)
+        monkeypatch.setattr(Config, "deviations", deviations)
+        recorded.session.print_settings()
         recorded.session.save()
         return [line for line in printed if "paper" in line]
 
@@ -25,9 +26,12 @@ def test_a_resumed_run_prints_the_differences_from_the_paper_that_it_began_with(
     assert lines(["other frames"], resume=True) == ["preset fast differs from its paper: fewer frames"]
 
 
-def test_a_run_of_an_older_version_prints_todays_differences_only_if_it_has_todays_preset() -> None:
+def test_a_run_of_an_older_version_prints_todays_differences_only_if_it_has_todays_preset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def lines(saved: list[str] | None, deviations: tuple[str, ...] = ("fewer frames",), **changes: float) -> list[str]:
-        *first, _ = settings_lines(Config(**(SETTINGS | changes)), {}, deviations, saved, new=False)
+        monkeypatch.setattr(Config, "deviations", deviations)
+        *first, _ = settings_lines(Config(**(SETTINGS | changes)), {}, saved, new=False)
         return first
 
     assert lines(None, final_learning_rate=1e-4) == ["preset fast differs from its paper: fewer frames"]

@@ -18,6 +18,7 @@ from tests.agents.scripted import Origin, origin_of
 from tests.agents.training.recorded import NUM_ENVS, Learner, Make, scores
 from tests.programs import metrics
 from zerokara import envs
+from zerokara.agents.configs.dqn import Config
 from zerokara.agents.training import session
 from zerokara.agents.training.evaluation import Scores
 from zerokara.agents.training.session import Session
@@ -411,7 +412,8 @@ def test_final_scores_are_recorded_with_the_hyperparameters(
 def test_settings_of_environment_and_preset_are_printed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded, printed = make(), list[str]()
     monkeypatch.setattr(recorded.run, "print", printed.append)
-    recorded.session.print_settings(["fewer frames"], lives=3)
+    monkeypatch.setattr(Config, "deviations", ["fewer frames"])
+    recorded.session.print_settings(lives=3)
     assert printed == ["preset fast differs from its paper: fewer frames", "ALE/Pong-v5: frame_skip 4, lives 3"]
 
 
