@@ -18,7 +18,7 @@ from zerokara.core.programs import command
 MAX_LISTED = 12  # runs in a message
 MAX_NAME_BYTES = 255  # of a folder on common file systems
 READING_RULES = 2  # version of the rules of reading data sets, see `core.data.reading_rules`
-EXTRA_MAPPINGS = ("compute", "environment")  # parts of "extra" in config.json that are mappings
+EXTRA_MAPPINGS = ("compute", "environment", "backbone", "normalization")  # parts of "extra" that are mappings
 # Files that a run leaves behind which was killed before config.json was written. The folder is free then.
 UNFINISHED = frozenset({"lock", ".config.json.tmp"})
 

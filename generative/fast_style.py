@@ -40,9 +40,10 @@ from zerokara.core.data.image_files import resize
 from zerokara.core.data.sources import data_folder, find_data
 from zerokara.core.distributed import World
 from zerokara.core.eager_optim import Adam
-from zerokara.core.media import grid, to_uint8
+from zerokara.core.media import grid, png_bytes, to_uint8
 from zerokara.core.models.normalization import decide_normalization
 from zerokara.core.run import Run
+from zerokara.core.run_inputs import save_input
 from zerokara.core.sharding import evaluate_shards
 from zerokara.core.training_loop import TrainingState, run_updates
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
@@ -50,17 +51,18 @@ from zerokara.generative.gan.data import load_split
 from zerokara.generative.style import network
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
 from zerokara.generative.style.network import StyleMetadata, StyleNetwork
-from zerokara.generative.style.perceptual import LossNetwork, make_loss_network
+from zerokara.generative.style.perceptual import LossNetwork, loss_network_of, save_loss_network
 from zerokara.generative.style.pictures import (
     activation_bytes,
     check_memory,
     fingerprint,
-    read_image,
+    read_input,
     sizes,
     to_pixels,
 )
 
 SPLIT_SEED = 0  # independent of the run's seed, so that all runs hold out the same photographs
+STYLE_FILE = "style.png"  # copy of the style image in the run folder, resized
 SHOWN = 16  # images in the grid of photographs and results
 
 
@@ -82,7 +84,7 @@ class Data:
         """
         if not config.style:
             raise UserError("No style was named: give its image, as in --style wave.jpg.")
-        style = read_image(Path(config.style).expanduser())
+        style = read_input(config, config.style, STYLE_FILE)
         max_side = config.style_size or 2 * config.image_size
         style = resize(style, sizes(style.shape[0], style.shape[1], max_side, 1)[0])
         folder = data_folder(Path(config.data_dir) if config.data_dir else None)
@@ -273,7 +275,7 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
 def probe_step(config: Config, data: Data, compute: Compute, batch_size: int) -> Callable[[], object]:
     """Return an update, which is timed to choose device and precision."""
     config = replace(config, batch_size=batch_size)
-    return Training(config, data, make_loss_network(config, config.seed), compute, World()).update
+    return Training(config, data, loss_network_of(config), compute, World()).update
 
 
 def check_fit(config: Config, loss_network: LossNetwork, world: World) -> str:
@@ -299,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
     data = Data.load(config)
-    loss_network = make_loss_network(config, config.seed)
+    loss_network = loss_network_of(config)
     memory = check_fit(config, loss_network, world)
     with open_run(config, KIND, world, extra={"style": fingerprint(data.style)}) as run:
         if run.extra["style"] != fingerprint(data.style):
@@ -307,6 +309,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{config.style} is not the image that {run.folder} was started with: restore the old one, or start a "
                 f"new run with another --name."
             )
+        save_input(run, STYLE_FILE, png_bytes(data.style))
+        save_loss_network(run, config, loss_network)
         for message in (*data.messages, f"loss network: {loss_network.description}", memory):
             run.print(message)
         timed = TrainStep(partial(probe_step, config, data), config.batch_size // world.size)

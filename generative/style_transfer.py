@@ -44,7 +44,7 @@ from zerokara.generative.gan.pictures import VIDEO_FPS, video_frames
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
 from zerokara.generative.style.lbfgs import Lbfgs
 from zerokara.generative.style.losses import luminance, match_luminance, with_luminance
-from zerokara.generative.style.perceptual import LossNetwork, make_loss_network
+from zerokara.generative.style.perceptual import LossNetwork, loss_network_of, save_loss_network
 from zerokara.generative.style.pictures import (
     ImagePair,
     activation_bytes,
@@ -246,7 +246,7 @@ def format_hours(hours: float) -> str:
 
 def probe_step(config: Config, images: ImagePair, compute: Compute) -> Callable[[], object]:
     """Return an iteration at the smallest size, which is timed to choose device and precision."""
-    return StyleTransfer(config, images, make_loss_network(config, config.seed), compute).step
+    return StyleTransfer(config, images, loss_network_of(config), compute).step
 
 
 def check_fit(config: Config, images: ImagePair, loss_network: LossNetwork) -> str:
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.out and (Path(config.out).suffix.lower() != ".png" or not Path(config.out).expanduser().parent.is_dir()):
         raise UserError(f"--out must name a file that ends in .png in an existing folder, got {config.out!r}.")
     images = ImagePair.read(config)
-    loss_network = make_loss_network(config, config.seed)
+    loss_network = loss_network_of(config)
     memory = check_fit(config, images, loss_network)
     fingerprints = {"content": fingerprint(images.content), "style": fingerprint(images.style)}
     with open_run(config, KIND, extra={"pictures": fingerprints}) as run:
@@ -287,6 +287,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{' or '.join(config.pictures)} is not the image that {run.folder} was started with: restore the old "
                 f"one, or start a new run with another --name."
             )
+        images.save(run)
+        save_loss_network(run, config, loss_network)
         run.print(f"loss network: {loss_network.description}")
         run.print(memory)
         timed = TrainStep(lambda compute, _: probe_step(config, images, compute), 1)

@@ -18,7 +18,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 
 
-def _captions() -> None:
+def write_captions() -> None:
     """Write a folder with twelve gray images, each with a caption."""
     Path("captioned/images").mkdir(parents=True)
     lines = ["image,caption"]
@@ -28,7 +28,7 @@ def _captions() -> None:
     Path("captioned/captions.txt").write_text("\n".join(lines))
 
 
-def _pictures() -> None:
+def write_pictures() -> None:
     """Write the images of style transfer, and a folder of training images."""
     Path("photos").mkdir()
     for path in ("content.png", "style.png", *(f"photos/{index}.png" for index in range(8))):
@@ -43,13 +43,13 @@ PROGRAMS: dict[str, tuple[str, Callable[[], object], tuple[BackboneName, int, in
     "generative.dcgan": ("--data glyphs --backbone dcgan --discriminator-width 1", lambda: None, ("dcgan", 1, 32, 1)),
     "generative.fast_style": (
         VGG + "--data photos --style style.png --held-out-images 2 --batch-size 2 --image-size 64",
-        _pictures,
+        write_pictures,
         ("vgg11", 3, 64, 0.125),
     ),
-    "generative.style_transfer": (VGG + "content.png style.png", _pictures, ("vgg11", 3, 64, 0.125)),
+    "generative.style_transfer": (VGG + "content.png style.png", write_pictures, ("vgg11", 3, 64, 0.125)),
     "vision.caption": (
         RESNET + "--data captioned --validation-images 2 --test-images 2 --batch-size 4",
-        _captions,
+        write_captions,
         ("resnet20", 3, 32, 0.25),
     ),
     "vision.classify": (RESNET + "--data glyphs --validation-images 20", lambda: None, ("resnet20", 1, 32, 0.25)),

@@ -45,8 +45,9 @@ from zerokara.core.report import figure_pixels, write_json
 from zerokara.core.run import Run
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
-from zerokara.vision.captioning.inputs import BackboneSource, Data
+from zerokara.vision.captioning.inputs import BackboneSource, Data, load_weights
 from zerokara.vision.captioning.learner import Training
+from zerokara.vision.captioning.network import Captioner
 from zerokara.vision.captioning.pictures import Entry, draw, page
 from zerokara.vision.captioning.scoring import bleu, most_frequent, nearest, sentence_bleu
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
@@ -67,7 +68,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         UserError: the checkpoint cannot be read, or training diverged.
     """
     training = Training(config, data, compute, world)
-    resumed = restore(training, run)
+    resumed = restore(training, run, lambda network: load_backbone(config, network))
     named = ", by the names of folders and files" if config.named_splits and data.train.splits else ""
     run.print(
         f"{data.train.source}: {format_count(len(data.train), 'training image')}, "
@@ -80,13 +81,22 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         run.print(format_normalization(config, training.metadata.backbone))
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
-        trained = "trained" if config.trains_backbone else "frozen"
-        run.print(f"backbone: {training.metadata.backbone}, {training.report}; {trained}")
         training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
     with run.interruptible(on=world.size == 1):  # several processes stop together, during an evaluation
         return finish(training, run)
+
+
+def load_backbone(config: Config, network: Captioner) -> list[str]:
+    """Load the pretrained weights of the backbone, if the config names any. Return a message about its weights.
+
+    Raises:
+        UserError: the weights are missing or damaged, or do not fit.
+    """
+    report = load_weights(config, network.backbone) or "random weights"
+    trained = "trained" if config.trains_backbone else "frozen"
+    return [f"backbone: {network.metadata.backbone}, {report}; {trained}"]
 
 
 def validate(training: Training, run: Run) -> None:
@@ -193,15 +203,15 @@ def format_scores(scores: Mapping[str, float]) -> str:
 
 
 def check_backbone(config: Config, data: Data) -> None:
-    """Build the backbone and load its weights, to find errors before the run folder is created.
+    """Build the backbone and load the weights of a new run, to find errors before the run folder is created.
 
     Raises:
         UserError: the backbone does not exist or does not fit the image size; the weights are missing or do not fit.
     """
     source = BackboneSource.from_config(config, data.train)
     backbone = make_backbone(source.backbone, len(source.mean), config.image_size, **source.options)
-    if source.load_weights is not None:
-        source.load_weights(backbone)
+    if not config.resume:
+        load_weights(config, backbone)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -219,7 +229,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The vocabulary, and with it the size of the network, is that of all images.
     batch_size = min(config.batch_size, len(data.train)) // world.size
     timed = TrainStep(partial(probe_update, Training, config, data, only_first_images=False), batch_size)
+    source = BackboneSource.from_config(config, data.train)
     with open_run(config, KIND, world) as run:
+        source.save(run)
         compute = run.compute(lambda: choose_compute(config, world, timed, updates), 1)
         run.close(train(config, run, data, compute, world))
 

@@ -48,7 +48,7 @@ from zerokara.core.training_loop import run_updates
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
 from zerokara.vision.detection.detector import DetectorMetadata
-from zerokara.vision.detection.learner import Data, Training, make_metadata
+from zerokara.vision.detection.learner import Data, Training, make_metadata, save_normalization
 from zerokara.vision.detection.pictures import sheet, worst_first
 from zerokara.vision.detection.proposals import Proposals, coverage, default_folder, find_all
 from zerokara.vision.detection.svm import all_vectors, fit
@@ -295,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.resume and (path := config.backbone_weights_path()) is not None:  # and so are weights that do not fit
         load_pretrained_backbone(detector.net.backbone, path)
     with open_run(config, KIND, world) as run:
+        save_normalization(run, metadata)
         for line in data.messages(config):
             run.print(line)
         if config.published_normalization:

@@ -103,6 +103,15 @@ def lacks_metadata(path: Path) -> bool:
     return path.suffix in (".pt", ".pth") or (path.suffix == ".safetensors" and is_foreign(path))
 
 
+def is_classifier(word: str) -> bool:
+    """Return True if a word names a classifier of zerokara, with its description; False for other weights, and "".
+
+    Args:
+        word: run folder, file, or name of a classifier in the zoo.
+    """
+    return bool(word) and not lacks_metadata(Path(word).expanduser())
+
+
 def _typed(path: Path) -> str:
     """Return a relative path as it must be typed so that it is not a plain name."""
     return str(path) if len(path.parts) > 1 else f"./{path}"

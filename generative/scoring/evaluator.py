@@ -36,10 +36,10 @@ class Evaluator:
         Args:
             config: config of the run.
             data: held-out and training images.
-            run: its `extra` records the origin of the pretrained backbone.
+            run: its `extra` records the origin of the pretrained backbone, and its folder holds --classifier.
         """
         self._run = run
-        self.extractor = FeatureExtractor.choose(config, data.train.shape, run.extra)
+        self.extractor = FeatureExtractor.of_run(config, data.train.shape, run)
         images = data.held_out.images[: config.eval_images]
         self.real = self._extract(images)
         self.real_spread = spread(images[:SPREAD_IMAGES])

@@ -24,6 +24,8 @@ from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.run import Run
+from zerokara.core.run_inputs import check_origin, resumed_file, save_input
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo.registry import files as zoo_files
 from zerokara.core.zoo.registry import find_file
@@ -32,6 +34,8 @@ from zerokara.generative.scoring.distances import compare, frechet_distance
 
 RANDOM_SEED = 1_511_06434  # fixed, so that all runs use the same random network
 CHUNK = 250  # images per forward pass
+CLASSIFIER_FILE = "classifier.safetensors"  # classifier of --classifier in the run folder of a GAN
+BIAS = "classifier_bias"  # key of its warning in `extra` of config.json
 ALIASES = {"mnist": "digits"}  # data set -> the zoo's classifier of another name
 
 
@@ -126,6 +130,26 @@ class FeatureExtractor:
                     f"--pretrained-backbone."
                 )
             extractor.bias_warning = bias_warning(str(path), classifier, origin)
+        return extractor
+
+    @classmethod
+    def of_run(cls, config: Config, shape: tuple[int, int, int], run: Run) -> FeatureExtractor:
+        """Choose as `choose`, and save the classifier of --classifier in the run folder for a resumed run.
+
+        All processes must call this.
+
+        Raises:
+            UserError: as `choose`; or the classifier is gone, and an older release started the run.
+        """
+        if BIAS in run.extra and (copy := resumed_file(config, CLASSIFIER_FILE)):
+            extractor = cls.load(copy)
+            extractor.bias_warning = run.extra[BIAS]
+            return extractor
+        check_origin(config, config.classifier)
+        extractor = cls.choose(config, shape, run.extra)
+        if config.classifier:
+            save_input(run, CLASSIFIER_FILE, ClassifierMetadata.find(find_file(config.classifier)).read_bytes())
+            run.save_extra(**{BIAS: extractor.bias_warning})
         return extractor
 
     @functools.cached_property

@@ -14,11 +14,13 @@ Shapes: B images, C channels, H, W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from zerokara.core.backbones.base import Backbone
@@ -29,11 +31,14 @@ from zerokara.core.config import UserError, flag, suggest
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.normalization import expected_moments, format_normalization
 from zerokara.core.models.weights import load_pretrained_backbone
+from zerokara.core.run import Run
+from zerokara.core.run_inputs import check_origin, resumed_file, save_input
 from zerokara.core.zoo import registry as zoo
 from zerokara.generative.style.config import BackboneOptions, Pooling
 from zerokara.generative.style.losses import luminance
 
 DEFAULT_LOSS_NETWORK = "photographs-vgg"  # a network of the zoo
+WEIGHTS_FILE = "loss_network.safetensors"  # weights in the run folder
 MIN_SIDE = 32  # pixels; five pooling layers of a VGG halve it to 1
 
 
@@ -179,14 +184,49 @@ def make_loss_network(options: BackboneOptions, seed: int = 0) -> LossNetwork:
         description = f"{backbone.name} with random weights; trained weights give better results"
         return _loss_network(options, backbone, backbone.published_mean, backbone.published_std, description)
     if options.pretrained_backbone:
-        path = Path(options.pretrained_backbone).expanduser()
-        if zoo.lacks_metadata(path):
-            return _from_file(options, seed, path, bool(options.published_normalization))
-        return _from_metadata(
-            options, *_load_classifier(zoo.find_file(options.pretrained_backbone)), options.pretrained_backbone
-        )
+        source = options.pretrained_backbone
+        if not zoo.is_classifier(source):
+            return _from_file(options, seed, Path(source).expanduser(), bool(options.published_normalization))
+        return _from_metadata(options, *_load_classifier(zoo.find_file(source)), source)
     name = options.loss_network or DEFAULT_LOSS_NETWORK
     return _from_metadata(options, *_load_classifier(zoo.find_file(name)), f"{name} of the zoo")
+
+
+def loss_network_of(config: Any) -> LossNetwork:
+    """Create the loss network of a run: by its config, with the weights in the folder of the run if it is resumed.
+
+    Args:
+        config: of the run; has the fields name, resume and seed.
+
+    Raises:
+        UserError: as `make_loss_network`, or the folder of an older release has no weights, and their file is gone.
+    """
+    if copy := resumed_file(config, WEIGHTS_FILE):
+        field = "weights" if config.weights else "pretrained_backbone"  # they differ in their normalization
+        return make_loss_network(replace(config, **{field: str(copy)}), config.seed)
+    check_origin(config, config.weights or config.pretrained_backbone)
+    return make_loss_network(config, config.seed)
+
+
+def save_loss_network(run: Run, config: BackboneOptions, loss_network: LossNetwork) -> None:
+    """Save weights that a file gave to a new loss network in the run folder, where a resumed run reads them.
+
+    Args:
+        run: the run, which is open.
+        config: of the run.
+        loss_network: on the CPU, as `loss_network_of` creates it.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    source = config.weights or config.pretrained_backbone
+    if not source or (run.folder / WEIGHTS_FILE).exists():
+        return
+    if zoo.is_classifier(config.pretrained_backbone):
+        content = zoo.find_file(source).read_bytes()
+    else:
+        content = to_bytes(loss_network.backbone.state_dict())
+    save_input(run, WEIGHTS_FILE, content)
 
 
 def _random_backbone(options: BackboneOptions, seed: int) -> Backbone:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,11 +20,14 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.file_reading import read_file
 from zerokara.core.data.image_files import convert_channels, decode
-from zerokara.core.media import to_uint8
+from zerokara.core.media import png_bytes, to_uint8
 from zerokara.core.programs import program_command
+from zerokara.core.run import Run
+from zerokara.core.run_inputs import check_origin, resumed_file, save_input
 from zerokara.generative.style.config import Config
 from zerokara.generative.style.perceptual import MIN_SIDE
 
+INPUT_FILES = ("content.png", "style.png")  # copies of the images in the run folder
 MAX_MEMORY_FRACTION = 0.85  # of the free memory; the rest covers errors of the estimate
 TEMPORARIES = 4  # feature maps of the largest size that the backward pass needs in addition
 
@@ -39,6 +43,23 @@ def read_image(path: Path) -> np.ndarray:
         height, width = image_HWC.shape[:2]
         raise UserError(f"{path} has {width}x{height} pixels: give an image of at least {MIN_SIDE}x{MIN_SIDE}.")
     return image_HWC
+
+
+def read_input(config: Any, word: str, name: str) -> np.ndarray:
+    """Read an image that a run is started from, as `read_image`; a resumed run reads the copy in its folder.
+
+    Args:
+        config: of the run.
+        word: path of the image.
+        name: of the copy.
+
+    Raises:
+        UserError: as `read_image`, or the folder of an older release has no copy, and the image does not exist.
+    """
+    if copy := resumed_file(config, name):
+        return read_image(copy)
+    check_origin(config, word)
+    return read_image(Path(word).expanduser())
 
 
 def fingerprint(image_HWC: np.ndarray) -> str:
@@ -153,7 +174,7 @@ class ImagePair:
 
     @classmethod
     def read(cls, config: Config) -> ImagePair:
-        """Read both files.
+        """Read both files; of a resumed run, the copies in its folder.
 
         Raises:
             UserError: not exactly two files, or they cannot be read.
@@ -163,8 +184,13 @@ class ImagePair:
                 f"Two images are needed, content and style, and {len(config.pictures)} were named: "
                 f"type {program_command('generative.style_transfer')} content.jpg style.jpg."
             )
-        content, style = (read_image(Path(word).expanduser()) for word in config.pictures)
+        content, style = (read_input(config, *each) for each in zip(config.pictures, INPUT_FILES, strict=True))
         return cls(content, style, sizes(content.shape[0], content.shape[1], config.size, config.scales))
+
+    def save(self, run: Run) -> None:
+        """Save both images in the run folder, where a resumed run reads them."""
+        for name, image in zip(INPUT_FILES, (self.content, self.style), strict=True):
+            save_input(run, name, png_bytes(image))
 
     def style_size(self, index: int, scale: float) -> tuple[int, int]:
         """Return (H, W) of the style image at size `index`: its longer side is `scale` times the content image's."""

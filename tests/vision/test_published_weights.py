@@ -22,7 +22,7 @@ from zerokara.core.models.classifier import ClassifierMetadata, make_classifier
 from zerokara.core.models.normalization import published_moments
 from zerokara.vision import classify
 from zerokara.vision.captioning.config import Config as CaptionConfig
-from zerokara.vision.captioning.inputs import BackboneSource
+from zerokara.vision.captioning.inputs import BackboneSource, load_weights
 from zerokara.vision.classification import config as classification
 from zerokara.vision.classification import learner as classifier_learner
 from zerokara.vision.detection.config import Config as DetectConfig
@@ -135,8 +135,9 @@ def test_published_weights_in_safetensors_are_a_backbone_of_a_captioner() -> Non
     config = CaptionConfig(pretrained_backbone="r.safetensors", width_multiplier=0.1, published_normalization=True)
     source = BackboneSource.from_config(config, captions)
     assert (source.mean, source.std) == published_moments("resnet18")
-    assert source.load_weights is not None
-    assert not source.load_weights(make_backbone("resnet18", 3, 32, width=0.1)).missing
+    report = load_weights(config, make_backbone("resnet18", 3, 32, width=0.1))
+    assert report is not None
+    assert not report.missing
 
 
 def test_a_detector_takes_the_normalization_of_published_weights(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
-"""Inputs of vision.caption: images with captions, their split, and the source of the backbone's weights.
+"""Inputs of vision.caption: images with captions, their split, and the backbone with the source of its weights.
 
 Shapes: N images, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.reading_rules import rules_of
 from zerokara.core.data.splits import VALIDATION_IS_TEST, AnySplit, describe_without_split
 from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.models.model_file import lists_to_tuples
 from zerokara.core.models.normalization import expected_moments
 from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
 from zerokara.core.progress import loading
+from zerokara.core.run import Run
+from zerokara.core.run_inputs import check_origin, resumed_extra
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.captioning.config import Config
 
 SPLIT_NAMES: tuple[AnySplit, ...] = ("train", "val", "test")
+SAVED = "backbone"  # key of the backbone in `extra` of config.json
 
 
 @dataclass(frozen=True)
@@ -100,17 +104,18 @@ class Data:
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Architecture of the backbone, normalization of its inputs, and the function that loads its weights."""
+    """Architecture of the backbone and normalization of its inputs."""
 
     backbone: str
     options: Mapping[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    load_weights: Callable[[Backbone], LoadReport] | None  # None: random initialization
 
     @classmethod
     def from_config(cls, config: Config, train: CaptionSet) -> BackboneSource:
-        """Return the backbone that a config describes.
+        """Return the backbone that a config describes; of a resumed run, the one that its folder describes.
+
+        A run of an older release has no such description: it is made from the config and the file again.
 
         Raises:
             UserError: both --weights and --pretrained-backbone are given; the pretrained backbone has grayscale inputs;
@@ -120,46 +125,49 @@ class BackboneSource:
             raise UserError(
                 "--weights and --pretrained-backbone both give the weights of the backbone: leave one of them out."
             )
+        if saved := resumed_extra(config).get(SAVED):
+            return cls(**lists_to_tuples(saved))
+        check_origin(config, config.pretrained_backbone)
         supported = option_names(config.backbone)
         requested = {"width": config.width_multiplier, "stem": config.stem}
         defaults = {"width": 1.0, "stem": "paper"}
         options = {name: value for name, value in requested.items() if name in supported or value != defaults[name]}
-        if config.pretrained_backbone:
-            metadata = _classifier_metadata(config.pretrained_backbone)
-            if metadata is not None:
-                path = zoo.find_file(config.pretrained_backbone)
-                if metadata.channels != 3:
-                    raise UserError(
-                        f"The inputs of {config.pretrained_backbone} are grayscale images: give a network that was "
-                        f"trained on color images."
-                    )
-                mean, std = metadata.mean, metadata.std
-                if config.published_normalization:
-                    mean, std = expected_moments(config, metadata.backbone)
-                return cls(
-                    metadata.backbone,
-                    metadata.options,
-                    mean,
-                    std,
-                    lambda backbone: _load_own_backbone(backbone, path),
+        if zoo.is_classifier(config.pretrained_backbone):
+            metadata, _ = ClassifierMetadata.read(zoo.find_file(config.pretrained_backbone))
+            if metadata.channels != 3:
+                raise UserError(
+                    f"The inputs of {config.pretrained_backbone} are grayscale images: give a network that was "
+                    f"trained on color images."
                 )
+            mean, std = metadata.mean, metadata.std
+            if config.published_normalization:
+                mean, std = expected_moments(config, metadata.backbone)
+            return cls(metadata.backbone, metadata.options, mean, std)
         # In runs of older releases it is None, and only --weights had a normalization of their own.
         if config.published_normalization or (config.published_normalization is None and config.weights):
             mean, std = expected_moments(config)
         else:
             mean, std = (tuple(moment_C.tolist()) for moment_C in channel_moments(train.images))
-        if source := config.weights or config.pretrained_backbone:
-            file = Path(source).expanduser()
-            return cls(config.backbone, options, mean, std, lambda backbone: load_pretrained_backbone(backbone, file))
-        return cls(config.backbone, options, mean, std, None)
+        return cls(config.backbone, options, mean, std)
+
+    def save(self, run: Run) -> None:
+        """Save the description in config.json, from which a resumed run reads it. All processes must call this."""
+        if SAVED not in run.extra:
+            run.save_extra(**{SAVED: asdict(self)})
 
 
-def _classifier_metadata(source: str) -> ClassifierMetadata | None:
-    """Metadata of a classifier of zerokara; None if `source` is another kind of weights."""
-    if zoo.lacks_metadata(Path(source).expanduser()):
+def load_weights(config: Config, backbone: Backbone) -> LoadReport | None:
+    """Load the weights that a config names into the backbone; None if it names none.
+
+    Raises:
+        UserError: they are missing or damaged, or do not fit.
+    """
+    source = config.weights or config.pretrained_backbone
+    if not source:
         return None
-    metadata, _ = ClassifierMetadata.read(zoo.find_file(source))
-    return metadata
+    if zoo.is_classifier(config.pretrained_backbone):
+        return _load_own_backbone(backbone, zoo.find_file(source))
+    return load_pretrained_backbone(backbone, Path(source).expanduser())
 
 
 def _load_own_backbone(backbone: Backbone, path: Path) -> LoadReport:

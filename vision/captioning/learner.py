@@ -74,22 +74,14 @@ class Training(EpochTraining[Captioner]):
     data: Data
 
     def __init__(self, config: Config, data: Data, compute: Compute, world: World) -> None:
-        """Build the network and load the pretrained weights of its backbone, if there are any.
+        """Build the network with random weights.
 
         Raises:
-            UserError: the backbone does not exist or does not fit the image size; the weights do not fit.
+            UserError: the backbone does not exist or does not fit the image size; else as `BackboneSource.from_config`.
         """
-        source = BackboneSource.from_config(config, data.train)
-        self.metadata = make_metadata(config, data, source)
-        self.report = "random weights"  # description of the backbone's initial weights
-
-        def build() -> Captioner:
-            captioner = Captioner(self.metadata)
-            if source.load_weights is not None:
-                self.report = str(source.load_weights(captioner.backbone))
-            return captioner
-
-        super().__init__(config, data, compute, world, build, ("train/loss", "train/grad_norm"))
+        self.metadata = make_metadata(config, data, BackboneSource.from_config(config, data.train))
+        names = ("train/loss", "train/grad_norm")
+        super().__init__(config, data, compute, world, lambda: Captioner(self.metadata), names)
         self.network.backbone.requires_grad_(config.trains_backbone)
         self.optimizer = AdamW(self._parameter_groups(), lr=config.learning_rate, fused=True)
         self.captions = EncodedCaptions(data.train.captions, self.network.vocabulary, config.max_length)

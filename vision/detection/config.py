@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from zerokara.core.choices import Stem
 from zerokara.core.config import Range, UserError
 from zerokara.core.run_config import configure, refuse_whitening
+from zerokara.core.run_inputs import check_origin, resumed_extra
 from zerokara.core.run_options import BatchNormOptions, NormalizationOptions
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.detection import names
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from zerokara.vision.detection.selective_search import SearchSettings
 
 KIND = "detect"  # of the runs of vision/detect.py
+NORMALIZATION = "normalization"  # key of mean and standard deviation of the inputs in `extra` of config.json
 # Options that may change when a run is resumed.
 CHANGEABLE = {"resume", "quiet", "proposal_cache"}
 
@@ -190,6 +192,9 @@ DEFAULT_BACKBONE: Mapping[str, Any] = {"backbone": "resnet18", "width_multiplier
 def resolve_backbone(config: Config) -> tuple[Config, ClassifierMetadata | None]:
     """Fill in backbone, width and stem; return the config and the metadata of the pretrained classifier, if any.
 
+    A resumed run has them in its config, and what it needs of the classifier in its folder, unless an older release
+    started it.
+
     Raises:
         UserError: the weights are missing or damaged, or do not name their network and --backbone is not given.
     """
@@ -197,6 +202,9 @@ def resolve_backbone(config: Config) -> tuple[Config, ClassifierMetadata | None]
     from zerokara.core.models.classifier import ClassifierMetadata
     from zerokara.core.models.normalization import decide_normalization
 
+    if NORMALIZATION in resumed_extra(config):
+        return config, None
+    check_origin(config, config.pretrained_backbone)
     path = config.backbone_weights_path()
     metadata = ClassifierMetadata.read_metadata(path) if path is not None else None
     if not config.backbone and metadata is None and path is not None:

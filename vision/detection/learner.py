@@ -28,11 +28,12 @@ from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.core.run import Run
+from zerokara.core.run_inputs import resumed_extra
 from zerokara.core.sharding import evaluate_shards
 from zerokara.core.stopwatch import LogInterval
 from zerokara.core.training_loop import TrainingState
 from zerokara.vision.detection.batches import Batch, CropBatches, ImageBatches, all_candidates
-from zerokara.vision.detection.config import Config
+from zerokara.vision.detection.config import NORMALIZATION, Config
 from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
 from zerokara.vision.detection.proposals import Proposals
 from zerokara.vision.detection.scoring import AveragePrecision, precision
@@ -289,9 +290,11 @@ def make_metadata(config: Config, train: BoxSet, pretrained: ClassifierMetadata 
     """Return the metadata of the detector that a config describes.
 
     Images are normalized with mean and standard deviation of the pretrained classifier or published weights; without
-    them, with those of the training images.
+    them, with those of the training images. A resumed run keeps those that `save_normalization` saved.
     """
-    if config.published_normalization:
+    if saved := resumed_extra(config).get(NORMALIZATION):
+        mean, std = tuple(saved["mean"]), tuple(saved["std"])
+    elif config.published_normalization:
         mean, std = expected_moments(config)
     elif pretrained is not None and pretrained.channels == 3:
         mean, std = pretrained.mean, pretrained.std
@@ -318,3 +321,9 @@ def make_metadata(config: Config, train: BoxSet, pretrained: ClassifierMetadata 
         data=train.source,
         command=command(),
     )
+
+
+def save_normalization(run: Run, metadata: DetectorMetadata) -> None:
+    """Save mean and standard deviation of the inputs in config.json. All processes must call this."""
+    if NORMALIZATION not in run.extra:
+        run.save_extra(**{NORMALIZATION: {"mean": metadata.mean, "std": metadata.std}})
