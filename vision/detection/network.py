@@ -110,7 +110,7 @@ def remove_last_pool(backbone: Backbone) -> None:
     if not isinstance(layers, nn.Sequential):
         return
     kinds = [type(layer) for layer in layers]
-    last = max((index for index, kind in enumerate(kinds) if kind is nn.MaxPool2d), default=None)
+    last = max((index for index, kind in enumerate(kinds) if issubclass(kind, nn.MaxPool2d)), default=None)
     if last is not None and nn.Conv2d not in kinds[last:]:
         layers[last] = nn.MaxPool2d(1)  # identity; `stages` needs a pooling layer here
 
