@@ -54,6 +54,7 @@ METADATA = DetectorMetadata(
         ("resnet18", {"stem": "medium", "width": 0.5}, 8, 8, 128),
         ("resnet50", {}, 16, 16, 1024),
         ("vgg11", {}, 16, 16, 512),  # RoI pooling replaces its last pooling, so conv5 has stride 16
+        ("vgg11", {}, 32, 16, 512),
         ("vgg11", {}, 8, 8, 256),
         ("alexnet", {}, 16, 16, 256),
         ("googlenet", {}, 16, 16, 832),
