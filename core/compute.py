@@ -34,7 +34,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 # Precision and channels_last of the candidates, in the order in which they are measured. A run that is too short to
-# measure the second one is trained in float32 on every machine.
+# measure the second one is trained in float32 on every machine, unless its steps are long (core/probe.py).
 _LAYOUTS: tuple[tuple[Precision, bool], ...] = (
     ("float32", True),
     ("bfloat16", True),

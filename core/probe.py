@@ -250,7 +250,7 @@ class Probe(Generic[CandidateT]):
                 break
             candidate = candidate if likely is None else likely
             step = self._smaller_step(make[candidate], self.batch_size // SHRINKING)
-        if candidate in self._first and len(make) > 1:
+        if candidate in self._first:
             size = self._fitting_batch(len(make))
             if size != self.batch_size:
                 if size < self.batch_size and likely is not None:
@@ -270,8 +270,9 @@ class Probe(Generic[CandidateT]):
     def _fitting_batch(self, candidates: int) -> int:
         """Return the batch size with which to go on, after the first candidate was timed.
 
-        The whole batch stays if there is time for two steps of each candidate. A smaller one becomes as large as the
-        limit permits: the first steps of a program load libraries, and perhaps only they were long.
+        The whole batch stays if there is time for two steps of each candidate, or nothing to compare. A smaller one
+        becomes as large as the limit permits: the first steps of a program load libraries, and perhaps only they were
+        long.
         """
         is_smaller = self.batch_size < self._whole_batch
         steps = candidates * (3 if is_smaller else 2)  # others may be slower, and are created first
@@ -279,7 +280,7 @@ class Probe(Generic[CandidateT]):
         fitting = int(self.batch_size * (self.limit - self.elapsed) / (steps * seconds))
         if is_smaller:
             return min(fitting, self._whole_batch) if fitting >= 2 * self.batch_size else self.batch_size
-        is_long = self._is_divisible and seconds > NEVER_LONG_SECONDS
+        is_long = candidates > 1 and self._is_divisible and seconds > NEVER_LONG_SECONDS
         return fitting if is_long and 0 < fitting < self.batch_size else self.batch_size
 
     def _time_first_step(self, candidate: CandidateT, step: Step, allowed: float) -> None:

@@ -224,6 +224,21 @@ def test_a_step_is_long_if_the_limit_has_no_time_for_two_of_each_candidate(
     assert probe.cut_short or updates > 20
 
 
+@pytest.mark.parametrize(
+    ("seconds", "updates", "sizes"), [(1.5, None, [256, 4, 256]), (40.0, None, [256, 4, 16]), (0.5, 120, [256])]
+)
+def test_a_single_candidate_is_timed_with_the_largest_batch_that_fits(
+    seconds: float, updates: int | None, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of four items is mostly what does not depend on the batch, which would count 64 times."""
+    clock = Clock(monkeypatch, batch_size=256)
+    probe = Probe[str](updates, batch_size=256)
+    probe.measure(made(clock, {"a": seconds}))
+    assert clock.sizes == sizes
+    assert probe.seconds == {"a": pytest.approx(seconds)}
+    assert probe.estimated == ({"a"} if sizes[-1] < 256 else set())
+
+
 def test_with_a_smaller_batch_the_likely_candidate_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     for seconds, updates, stopped in ((0.5, 120, []), (30.0, 10**5, ["a"])):
         clock = Clock(monkeypatch, batch_size=256)
