@@ -3,7 +3,8 @@
 TorchInductor compiles the backward pass of max-pooling for CPUs into a loop over the windows of each pixel, which it
 hardly vectorizes: a quarter of the time of an update of an IMPALA network (docs/LOG.md). PyTorch's own kernel adds each
 gradient to the pixel that it belongs to. In compiled code on a CPU the functions here call that kernel; elsewhere they
-are `F.max_pool2d`. Gradients are the same, apart from the rounding of sums where windows overlap.
+are `F.max_pool2d`. Gradients are the same, apart from the rounding of sums where windows overlap. In PyTorch 2.11
+`torch.compiler.is_exporting` is True in compiled code, too (pytorch/pytorch#176347), so they are `F.max_pool2d` there.
 
 Shapes: B batch, C channels, H, W pixels of the input, h, w of the output.
 """

@@ -141,6 +141,30 @@ else:
     assert other.state_dict()["errors"] == {} and other.state_dict()["q"].keys() == state["q"].keys()
 """
 
+COMPILED = """
+import warnings
+from zerokara.core.max_pool import MaxPool2d
+
+warnings.filterwarnings("ignore", ".* should not be instantiated", DeprecationWarning)
+network = nn.Sequential(
+    nn.Conv2d(1, 8, 3, padding=1), MaxPool2d(2), nn.Flatten(),
+    nn.Linear(1200, 600), nn.Tanh(), nn.Linear(600, 600), nn.Tanh(), nn.Linear(600, 1),
+)
+own = own.view(-1, 1, 20, 30)
+
+def loss(images):
+    return network(images).square().mean()
+
+loss(x.view(-1, 1, 20, 30)).backward()
+expected = gradients(network)
+parallel, compiled = DataParallel(world, network), torch.compile(loss, backend="aot_eager")
+for _ in range(2):
+    clear(network)
+    parallel.backward(parallel.forward(compiled, own))
+    for ours, theirs in zip(gradients(network), expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-6 * max(1, theirs.abs().max())
+"""
+
 LOSES = """
 import os, time
 from zerokara.core.config import run_main
@@ -167,6 +191,11 @@ def test_gradients_equal_those_of_one_process_with_all_images(tmp_path: Path, si
 def test_a_resumed_run_has_the_same_gradients_bit_for_bit(tmp_path: Path) -> None:
     """PyTorch divides gradients into other buckets after the first backward pass, which rounds sums of three."""
     assert run_processes(tmp_path, 3, "-c", COMMON + RESUMED) == ("", "")
+
+
+def test_gradients_of_a_compiled_network_with_max_pooling(tmp_path: Path) -> None:
+    """PyTorch divides compiled code into the buckets of the gradients."""
+    assert run_processes(tmp_path, 2, "-c", COMMON + COMPILED) == ("", "")
 
 
 @pytest.mark.parametrize("compression", ["bfloat16", "powersgd"])
