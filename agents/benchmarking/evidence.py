@@ -25,7 +25,7 @@ from zerokara.agents.benchmarking.statistics import AGGREGATES, estimate, mean
 from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS, ProtocolName
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.report import read_json, write_json
 
 BEGIN, END = "<!-- agents.benchmark: begin -->", "<!-- agents.benchmark: end -->"
@@ -344,7 +344,7 @@ def summary(results: Sequence[Result]) -> str:
     games = len({result.env for result in results if result.env.startswith("ALE/")})
     few = sum(number < FEW_SEEDS for number in groups.values())
     text = (
-        f"{len(results)} run{'s' * (len(results) > 1)}: {len({_label(r) for r in results})} method(s), {games} of 57 "
+        f"{format_count(len(results), 'run')}: {len({_label(r) for r in results})} method(s), {games} of 57 "
         f"Atari games. {few} of {len(groups)} pairs of game and method have fewer than {FEW_SEEDS} seeds"
     )
     text += "; such means say nothing about the spread." if few else "."

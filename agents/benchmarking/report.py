@@ -24,6 +24,7 @@ from zerokara.agents.benchmarking.statistics import (
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.agents.viewing.curves import X_LABELS, Curve, Group, draw, read_curve
+from zerokara.core.config import format_count
 from zerokara.core.report import new_figure, tables_within, write_figure
 from zerokara.core.run import Run
 
@@ -276,7 +277,7 @@ def save_curves(results: Results, protocol: ProtocolName, x: str, path: Path) ->
         unused.remove()
     for env, axes in zip(env_ids, all_axes, strict=False):
         groups: list[Group] = [
-            (f"{preset} ({len(runs)} run{'s' * (len(runs) > 1)})", [run.curves[x] for run in runs])
+            (f"{preset} ({format_count(len(runs), 'run')})", [run.curves[x] for run in runs])
             for (other, preset), runs in results.groups.items()
             if other == env
         ]

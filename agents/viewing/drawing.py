@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from zerokara.core.config import format_count
+
 Color = tuple[int, int, int]
 
 BACKGROUND: Color = (17, 19, 26)
@@ -182,7 +184,7 @@ def bars_caption(full_bar: float, actions: int) -> str:
 
 def curve_caption(low: float, high: float, steps: int) -> str:
     """Return the caption of the curve: its quantity, its lowest and highest value, and the steps that it covers."""
-    return f"curve: max Q, from {low:.3g} to {high:.3g}, last {steps} step{'s' * (steps != 1)}"
+    return f"curve: max Q, from {low:.3g} to {high:.3g}, last {format_count(steps, 'step')}"
 
 
 def saliency_caption(brightest: float) -> str:

@@ -23,7 +23,7 @@ from benchmarks.scaling.group import ADDRESS, Group, make_store
 from benchmarks.scaling.model import ring_bytes
 from benchmarks.scaling.recording import VOTE_BYTES, Recording, phases
 from zerokara.agents.pqn import SPIN
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, format_count
 from zerokara.core.machine import describe_machine, git_commit
 
 Save = Callable[[], object]
@@ -92,7 +92,7 @@ def measure_local(
                     measured["jobs"].pop(job, None)
                 save()
             for number in missing:
-                show(f"{job}: {number} process{'es' * (number > 1)}")
+                show(f"{job}: {format_count(number, 'process')}")
                 entry[str(number)] = {**_alternate(group, job, number, arguments, folder), "start": start}
                 save()
 
@@ -158,7 +158,7 @@ def measure_hosts(
                 for rate in arguments.rates:
                     if (rate, number) not in missing:
                         continue
-                    show(f"{number} host{'s' * (number > 1)}, {rate:g} Mb/s")
+                    show(f"{format_count(number, 'host')}, {rate:g} Mb/s")
                     hosts.set_rate(names, rate)
                     entry = results["hosts"].setdefault(key(rate, number), {"collectives": {}, "jobs": {}})
                     for size in missing[rate, number][0]:

@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import IO, Annotated, Any, ClassVar
 
 from zerokara.core.command_line import Requirement
-from zerokara.core.config import EXIT_STOPPED, Range, UserError, error_summary, flag
+from zerokara.core.config import EXIT_STOPPED, Range, UserError, error_summary, flag, format_count
 from zerokara.core.file_lock import lock
 from zerokara.core.programs import import_path
 from zerokara.core.scheduling.job import Exit, Job, Launch
@@ -121,7 +121,7 @@ class Cluster:
         total = self.ray.cluster_resources()
         count = len(self.nodes())
         return (
-            f"Ray cluster at {self.options.ray_address}: {count} node{'s' * (count > 1)}, {total.get('CPU', 0):g} CPU "
+            f"Ray cluster at {self.options.ray_address}: {format_count(count, 'node')}, {total.get('CPU', 0):g} CPU "
             f"cores, {total.get('GPU', 0):g} GPUs; each run: {self.options.ray_cpus:g} cores, "
             f"{self.options.ray_gpus:g} GPUs"
         )
