@@ -15,7 +15,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from zerokara.core.backbones.impala import Impala
 from zerokara.core.max_pool import MaxPool2d, max_pool2d
 
-needs_is_exporting = pytest.mark.skipif(torch.__version__ < "2.13", reason="compilation counts as export in 2.11")
+needs_is_exporting = pytest.mark.skipif(torch.__version__ < "2.12", reason="compilation counts as export in 2.11")
 WINDOWS = [(2, 2, 0, False), (3, 2, 1, False), (3, 1, 1, False), (3, 2, 0, True), (2, 2, 0, True), (4, 3, 2, False)]
 
 
