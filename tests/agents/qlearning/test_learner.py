@@ -316,7 +316,6 @@ def test_16_bit_working_copy_resumes_from_a_checkpoint_and_follows_a_reset(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_a_compiled_update_equals_the_eager_update() -> None:
     learners = [make(batches(6), compute=Compute(compile=compile)) for compile in (False, True)]

@@ -299,7 +299,6 @@ def test_heads_backbones_and_precisions(
     assert torch.isfinite(dqn.gradient_step(learner, batches()(), following())).all()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_the_loss_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training uses the graph of the probe; a second one takes a minute. Here graphs are counted and run eagerly."""
     graphs: list[torch.fx.GraphModule] = []
