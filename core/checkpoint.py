@@ -123,6 +123,22 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def write_content(path: Path, content: bytes) -> None:
+    """Write bytes by `write_atomically`.
+
+    Raises:
+        UserError: the file could not be written; an existing one is unchanged.
+    """
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        unchanged = "; the existing file is unchanged" * path.exists()
+        raise UserError(
+            f"{path} could not be written ({error_summary(error)}){unchanged}. Solve the problem, then continue the "
+            f"run with --resume."
+        ) from error
+
+
 def later_seed(seed: int, step: int) -> int:
     """Return the seed of random numbers that begin anew at a step of a run, because their state cannot be restored.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import UserError
 from zerokara.core.run_folder import read_config
 from zerokara.core.zoo import registry as zoo
 
@@ -66,15 +66,8 @@ def save_input(run: Run, name: str, content: bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    from zerokara.core.checkpoint import write_atomically  # imports PyTorch
+    from zerokara.core.checkpoint import write_content  # imports PyTorch
 
     path = run.folder / name
-    if not run.world.is_main or path.exists():
-        return
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error_summary(error)}). Solve the problem, then continue the run with "
-            f"--resume."
-        ) from error
+    if run.world.is_main and not path.exists():
+        write_content(path, content)

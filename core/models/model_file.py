@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.backbones.registry import BackboneName, is_custom
-from zerokara.core.checkpoint import write_atomically
+from zerokara.core.checkpoint import write_content
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, describe_type, error_summary, field_types, fits
 from zerokara.core.divergence import check_finite_file
@@ -279,13 +279,7 @@ def write(path: Path, weights: Mapping[str, Tensor], fields: Mapping[str, Any], 
     """
     tensors = {name: Compute.to_host(tensor).contiguous() for name, tensor in weights.items()}
     content = _with_sorted_metadata(to_bytes(tensors, {"format": file_format, "card": json.dumps(fields)}))
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error_summary(error)}); an existing file is unchanged. Solve the problem, "
-            f"then continue the run with --resume."
-        ) from error
+    write_content(path, content)
 
 
 def _with_sorted_metadata(content: bytes) -> bytes:
