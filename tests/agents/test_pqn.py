@@ -282,10 +282,10 @@ def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     # With a constant learning rate the return oscillates between 0 and 4.6.
     words += ["--final-learning-rate", "1e-5", "--learning-rate-decay-steps", "200000"]
-    words += ["--eval-every-steps", "40000", "--stop-at-return", "4.5", "--no-capture-video"]
+    words += ["--eval-every-steps", "40000", "--stop-at-return", "4.75", "--no-capture-video"]
     pqn.main([*words, "--name", "catch"])
     # Five balls, one point each; the mean of 30 episodes reached the goal, and 30 further episodes confirm it.
-    assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.85 * 5
+    assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5
 
 
 def test_a_lost_life_is_no_terminal_and_rewards_are_raw_if_configured(

@@ -55,7 +55,7 @@ LEARNS_CATCH = (
     *("--batch-size", "128", "--learning-starts", "2000", "--epsilon-decay-steps", "10000", "--learning-rate", "5e-4"),
     *("--replay-capacity", "50000", "--eval-every-steps", "20000", "--no-capture-video"),
     # A ball falls for 18 steps. With the ten-step returns of `fast` for Pong, the return does not exceed 4.1.
-    *("--n-step", "5", "--stop-at-return", "4.5"),
+    *("--n-step", "5", "--stop-at-return", "4.75"),
     *("--final-learning-rate", "1e-4", "--learning-rate-decay-steps", "500000"),
 )
 
@@ -80,4 +80,4 @@ def test_learns_catch(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     dqn.main([*LEARNS_CATCH, *words, "--name", "catch"])
     # Five balls, one point each; the mean of 30 episodes reached the goal, and 30 further episodes confirm it.
-    assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.85 * 5
+    assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5
