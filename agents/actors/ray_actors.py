@@ -177,6 +177,6 @@ class RayActors:
         total, free = (resources().get("CPU", 0) for resources in (ray.cluster_resources, ray.available_resources))
         nodes = sum(node["Alive"] for node in ray.nodes())
         return (
-            f"{config.actors} with {config.actor_cpus:g} CPUs each, on a cluster of {nodes} machines with {total:g} "
+            f"{config.actors} of {config.actor_cpus:g} CPU each, on a cluster of {nodes} machines with {total:g} "
             f"CPUs, {free:g} of them free; actors without a place wait for one"
         )

@@ -173,7 +173,7 @@ def check_processes(config: Config, processes: int) -> None:
     Raises:
         UserError: there are several.
     """
-    if processes > config.num_envs:
+    if processes > 1:
         raise UserError(
             f"agents.stream learns from one environment in one process, and there are {processes} processes: start it "
             f"without torchrun."
