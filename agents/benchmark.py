@@ -134,7 +134,6 @@ def read_options(argv: Sequence[str] | None = None, description: str = "") -> Op
 if __name__ == "__main__":
     check_command_line(read_options, __doc__)  # before the imports below, which take seconds
 
-from rich.console import Console
 
 from zerokara.agents.benchmarking import dopamine_curves
 from zerokara.agents.benchmarking.atari_sets import environments
@@ -151,7 +150,7 @@ from zerokara.agents.benchmarking.plan import (
 from zerokara.agents.benchmarking.report import Record, Results, Section, read_record, save_curves, sections
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.progress import Progress
-from zerokara.core.report import write_json
+from zerokara.core.report import table_console, write_json
 from zerokara.core.run_folder import check_name
 from zerokara.core.scheduling.monitor import Monitor, last_step
 from zerokara.core.scheduling.resources import available_devices, divide_cores, free_memory
@@ -423,7 +422,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     save(folder, results, tables, notes, metadata)
-    console = Console()
+    console = table_console()
     for table in tables:
         console.print(f"\n{table.heading}", highlight=False, markup=False, style="bold")
         for part in table.rich(console.width):

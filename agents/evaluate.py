@@ -91,7 +91,7 @@ from rich.table import Table
 
 from zerokara.agents.training.evaluation import Scores, evaluate, parallel_episodes
 from zerokara.agents.viewing.loading import Agent, evaluation_seed, find_agent, load_agent
-from zerokara.core.report import numbered, run_folders, tables_within, to_json, write_json
+from zerokara.core.report import numbered, run_folders, table_console, tables_within, to_json, write_json
 
 
 def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     agents = [
         load_agent(folder, which=options.which, device=options.device, threads=options.threads) for folder in folders
     ]
-    console, status_console = Console(), Console(stderr=True)
+    console, status_console = table_console(), Console(stderr=True)
     results = []
     for agent in agents:
         with status_console.status(f"{agent.name}: {num_episodes(options)} episodes of {agent.config.env}"):

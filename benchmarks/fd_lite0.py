@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -34,6 +32,7 @@ from zerokara.core import data
 from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.models import lite0
+from zerokara.core.report import table_console
 from zerokara.generative.scoring.lite0 import Lite0
 
 PROGRAM = "benchmarks.fd_lite0"
@@ -201,7 +200,7 @@ def main() -> None:
         result = score_accuracy(arguments)
     else:
         result = score_baselines(arguments)
-        Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(make_table(result))
+        table_console(stderr=True).print(make_table(result))
     print(json.dumps(result, indent=2))
 
 

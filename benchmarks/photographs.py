@@ -25,12 +25,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import seeds
 from zerokara.core.config import UserError, run_main
-from zerokara.core.report import write_json
+from zerokara.core.report import table_console, write_json
 from zerokara.vision.studies.finished_run import load_trained
 
 SHARED = (
@@ -108,7 +107,7 @@ def main() -> None:
             for run, one in zip(runs, trained, strict=True):
                 run["test_error"] = one.score(one.images("test")).error
             write_json(path, result)
-    Console(stderr=True).print(table(result))
+    table_console(stderr=True).print(table(result))
     print(json.dumps(result, indent=2))
 
 

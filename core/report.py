@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from rich.console import Console
     from rich.table import Table
+
+COLUMNS_OF_FILES = 160  # of a table that is written to a file or a pipe
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
@@ -129,6 +134,18 @@ def tables_within(columns: Sequence[str], rows: Sequence[Sequence[str]], width: 
             table.add_row(row[0], *(row[index] for index in group))
         tables.append(table)
     return tables
+
+
+def table_console(*, stderr: bool = False) -> Console:
+    """Return a console for tables: as wide as the terminal or, in a file or pipe, `COLUMNS` or 160 columns.
+
+    rich assumes 80 columns there, and cuts the cells of a wide table.
+    """
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    known = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, width=None if known else COLUMNS_OF_FILES)
 
 
 def new_figure(

@@ -62,14 +62,13 @@ if __name__ == "__main__":
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.progress import Progress
-from zerokara.core.report import to_json
+from zerokara.core.report import table_console, to_json
 from zerokara.core.zoo import provenance
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.data import Data, load_split
@@ -319,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.json:
         print(to_json(result, indent=2))
         return
-    Console().print(make_table(result["scores"]))
+    table_console().print(make_table(result["scores"]))
     for line in protocol_lines(result["protocol"]):
         print(line)
 

@@ -104,7 +104,6 @@ if __name__ == "__main__":
 import torch
 import torch.nn.functional as F
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -117,7 +116,7 @@ from zerokara.core.ema import Ema
 from zerokara.core.media import write_png
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.progress import Progress
-from zerokara.core.report import figure_pixels, plain_ticks, write_json
+from zerokara.core.report import figure_pixels, plain_ticks, table_console, write_json
 from zerokara.core.run import Run
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.gan.learner import make_discriminator
@@ -421,7 +420,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.json:
         print(path.read_text(), end="")
         return
-    Console().print(make_table(errors_by_network(results)))
+    table_console().print(make_table(errors_by_network(results)))
     for name in ("features", "classifier", "supervised", "test"):
         print(f"{name}: {content['protocol'][name]}")
     print(f"{folder / 'representation.json'} and {folder / 'media' / 'representation.png'}")

@@ -63,12 +63,11 @@ if __name__ == "__main__":
     check_command_line(read_options, __doc__)  # before the imports below, which take seconds
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.backbones.registry import find_backbone
 from zerokara.core.distributed import World
-from zerokara.core.report import new_figure, plain_ticks, write_figure
+from zerokara.core.report import new_figure, plain_ticks, table_console, write_figure
 from zerokara.core.run import Run
 from zerokara.core.training_program import open_run
 from zerokara.vision.studies import grid
@@ -171,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         done = grid.train_cells(run, cells, curve_points=1)
         if done:
             errors = errors_by_size(done, available)
-            Console().print(table(errors, options))
+            table_console().print(table(errors, options))
             draw(errors, options, run)
         grid.save_results(run, options, done)
         run.close(grid.closing_message(run, len(done), len(cells), program_command("vision.augmentation")))

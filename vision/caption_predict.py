@@ -11,7 +11,6 @@ Shapes: N images.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,14 +56,13 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
 from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize_and_crop
 from zerokara.core.media import png_bytes
-from zerokara.core.report import figure_pixels, shown_names
+from zerokara.core.report import figure_pixels, shown_names, table_console
 from zerokara.vision.captioning.network import CaptionerMetadata, extract_features, generate_captions
 from zerokara.vision.captioning.pictures import Entry, draw, page
 
@@ -137,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             names = shown_names(list(captions))
             for file, text in captions.items():
                 table.add_row(names[file], text)
-            Console(width=None if sys.stdout.isatty() else 160).print(table)
+            table_console().print(table)
         if options.out:
             introduction = f"Captions by {options.words[0]}, which was trained on {network.metadata.data}."
             write(Path(options.out), captions, images, introduction)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Annotated, Any
 from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, UserError, error_summary, flag, from_dict, run_main, to_dict
 from zerokara.core.programs import program_command, resume_command
+from zerokara.core.report import table_console
 from zerokara.vision.captioning.config import Config
 
 KIND = "caption"
@@ -44,7 +44,6 @@ if __name__ == "__main__":
     check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.run import Run
@@ -140,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plain = {name: {key: dataclasses.asdict(one) for key, one in row.items()} for name, row in differences.items()}
         print(json.dumps({"splits": results, "differences": plain}, indent=2))
         return
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = table_console()
     for table in make_tables(results, differences):
         console.print(table)
 

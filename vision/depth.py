@@ -73,14 +73,13 @@ if __name__ == "__main__":
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from zerokara.core.backbones.kernels import CHANNELS, KERNELS
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import make_classifier
-from zerokara.core.report import new_figure, plain_ticks, write_figure
+from zerokara.core.report import new_figure, plain_ticks, table_console, write_figure
 from zerokara.core.run import Run
 from zerokara.core.training_program import open_run
 from zerokara.vision.classification.learner import Data
@@ -309,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = grid.load_data(base_config(options, "adamw", train_images=options.train_images, seed=options.seeds[0]))
     filters = filter_cells(options, images) if options.part != "layers" else []
     layers = layer_cells(options) if options.part != "filters" else []
-    console = Console()
+    console = table_console()
     with open_run(options, KIND) as run:
         done_filters = grid.train_cells(run, filters, curve_points=1)
         done_layers = grid.train_cells(run, layers, curve_points=20)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,13 +53,12 @@ if __name__ == "__main__":
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.compute import Compute
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.media import write_png
-from zerokara.core.report import output_folder, read_result, write_json
+from zerokara.core.report import output_folder, read_result, table_console, write_json
 from zerokara.core.run import Run
 from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
 from zerokara.vision.detection.learner import Data
@@ -193,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compute.module(run.detector)
     measured = measure(runs, boxes, compute)
     rows = as_rows(runs, measured)
-    Console(width=None if sys.stdout.isatty() else 160).print(as_table(rows))
+    table_console().print(as_table(rows))
     folder = output_folder(options.out, Path("runs") / "detect-compare")
     write_json(folder / "compare.json", {"threads": compute.threads, "pictures": len(boxes), "rows": rows})
     empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))

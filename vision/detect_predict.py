@@ -49,14 +49,13 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.compute import Compute
 from zerokara.core.data.boxes import pad_to_canvas, resize_to
 from zerokara.core.data.image_files import convert_channels, list_image_files, read_image
 from zerokara.core.media import write_png
-from zerokara.core.report import OutputNames, output_folder, shown_names
+from zerokara.core.report import OutputNames, output_folder, shown_names, table_console
 from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
 from zerokara.vision.detection.pictures import draw_detections
 from zerokara.vision.detection.selective_search import propose
@@ -164,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps(as_json(results, detector.metadata.classes), indent=2))
     elif results:
-        Console(width=None if sys.stdout.isatty() else 160).print(as_table(results, detector.metadata.classes))
+        table_console().print(as_table(results, detector.metadata.classes))
         print(f"images with boxes: {folder}")
     if errors:
         raise UserError("\n       ".join(errors))

@@ -66,12 +66,11 @@ if __name__ == "__main__":
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
-from zerokara.core.report import new_figure, write_figure, write_json
+from zerokara.core.report import new_figure, table_console, write_figure, write_json
 from zerokara.core.run import Run
 from zerokara.vision.classification.learner import Data, Training
 
@@ -262,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         content = {"base": str(BASE), "settings": rows, "machine": machine, "versions": describe_versions()}
         write_json(run.path("devices.json"), content)
         draw(results, options, run)
-        Console().print(table(results, options.rounds))
+        table_console().print(table(results, options.rounds))
         run.close(f"devices.png and devices.json are in {run.folder}")
 
 

@@ -75,14 +75,13 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
 from zerokara.core.layers import first_filters
-from zerokara.core.report import output_folder, write_figure, write_json
+from zerokara.core.report import output_folder, table_console, write_figure, write_json
 from zerokara.vision.studies.explain import (
     TopActivations,
     compute_grad_cam,
@@ -348,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
     }
     written.append(write_json(folder / "features.json", content))
-    Console().print(feature_map_table([maps[index] for index in selected]))
+    table_console().print(feature_map_table([maps[index] for index in selected]))
     for path in written:
         print(path, flush=True)
 

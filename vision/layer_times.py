@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,7 +68,7 @@ from torch import Tensor
 
 from zerokara.core.compute import Compute
 from zerokara.core.models.classifier import Classifier, make_classifier
-from zerokara.core.report import output_folder, write_figure, write_json
+from zerokara.core.report import output_folder, table_console, write_figure, write_json
 from zerokara.vision.studies.timing import (
     CONNECTED,
     CONVOLUTION,
@@ -353,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
-    console, remarks = Console(width=None if sys.stdout.isatty() else 160), []
+    console, remarks = table_console(), []
     try:
         computes = candidates(base, options.compiled)
     except UserError as error:

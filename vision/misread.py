@@ -50,10 +50,9 @@ if __name__ == "__main__":
     check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from zerokara.core.report import output_folder, write_figure, write_json
+from zerokara.core.report import output_folder, table_console, write_figure, write_json
 from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread_indices
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies.finished_run import load_trained, single_run_folder
@@ -151,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(classes) <= MAX_CLASSES:
         written.append(write_figure(folder / f"confusion-{options.split}.png", draw_confusion(scores, classes)))
 
-    console = Console()
+    console = table_console()
     if rows:
         console.print(mistakes_table(rows, options.max_images, len(images)))
     console.print(report_table(by_class))

@@ -71,7 +71,7 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
 from zerokara.core.models import onnx_file
-from zerokara.core.report import output_folder, write_figure, write_json
+from zerokara.core.report import output_folder, table_console, write_figure, write_json
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies import int8
 from zerokara.vision.studies.finished_run import Trained, load_trained, single_run_folder
@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = trained.images(options.split)
     out = output_folder(options.out, trained.folder)
     candidates, remarks, written = torch_candidates(trained), [], []
-    console = Console()
+    console = table_console()
     with Console(stderr=True).status(f"{trained.name}: comparing precisions"):
         if options.int8:
             path = out / "model-int8.onnx"

@@ -67,7 +67,6 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -76,7 +75,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.data.image_files import list_image_files, read_image
 from zerokara.core.media import png_bytes
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
-from zerokara.core.report import figure_pixels, image_figure, shown_names
+from zerokara.core.report import figure_pixels, image_figure, shown_names, table_console
 from zerokara.vision.classification.inputs import PreparedImage, prepare
 from zerokara.vision.classification.scoring import predict_probabilities
 
@@ -225,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps(as_json(predictions, prepared), indent=2))
     elif predictions:
-        Console(width=None if sys.stdout.isatty() else 160).print(as_table(predictions, prepared))
+        table_console().print(as_table(predictions, prepared))
     if options.out and predictions:
         content = png_bytes(figure_pixels(draw(predictions, prepared)))
         write_atomically(Path(options.out), lambda file: file.write(content))

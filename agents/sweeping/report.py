@@ -22,7 +22,7 @@ from rich.console import Console
 
 from zerokara.agents.sweeping.search_space import Dimension, format_values
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.report import new_figure, tables_within, write_figure
+from zerokara.core.report import new_figure, table_console, tables_within, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,7 @@ def format_table(rows: Sequence[Row], space: Sequence[Dimension]) -> str:
         (str(row.number), "-" if row.value is None else f"{row.value:.4g}", f"{row.steps:,}", row.state, *row.settings)
         for row in rows
     ]
-    console = Console(file=io.StringIO(), width=Console().width)
+    console = Console(file=io.StringIO(), width=table_console().width)
     with console.capture() as text:
         for part in tables_within(columns, cells, console.width):
             console.print(part)

@@ -9,7 +9,6 @@ python -m core.backbones resnet18 googlenet --image-size 64 --measure
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Annotated
 
 from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
+from zerokara.core.report import table_console
 
 _MIN_SECONDS = 1.0  # total duration of the measured steps
 _PRECISIONS = ("float32", "bfloat16")
@@ -51,7 +51,6 @@ if __name__ == "__main__":
 import torch
 import torch.nn.functional as F
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.backbones.base import on_meta_device
@@ -66,7 +65,7 @@ from zerokara.core.models.classifier import make_classifier
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     config = parse(Config, {}, argv, __doc__ or "")
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = table_console()
     console.print(make_table(config, config.names or tuple(BACKBONES)))
 
 

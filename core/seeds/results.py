@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from zerokara.core.config import UserError
 from zerokara.core.metrics import read_metrics
 from zerokara.core.progress import format_value
-from zerokara.core.report import tables_within
+from zerokara.core.report import table_console, tables_within
 
 RESULT_GROUPS = ("final/", "eval/")  # of metrics: results of a finished run; without them, its last evaluation
 
@@ -87,7 +85,7 @@ def print_table(
         ]
         for metric, numbers in summary.items()
     ]
-    console = Console()
+    console = table_console()
     for part in tables_within(columns, rows, console.width):
         console.print(part)
 

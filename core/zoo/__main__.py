@@ -6,7 +6,6 @@ python -m core.zoo
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 
 from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import run_main
+from zerokara.core.report import table_console
 from zerokara.core.zoo import registry
 
 MAX_CLASSES = 10  # that are listed by name
@@ -37,7 +37,6 @@ if __name__ == "__main__":
     check_command_line(partial(parse, Options, {}), __doc__)  # before the imports below, which take seconds
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
@@ -88,7 +87,7 @@ def table(kind: registry.Kind) -> Table:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table of the networks of each kind."""
     parse(Options, {}, argv, __doc__ or "")
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = table_console()
     kinds = [kind for kind in registry.KINDS if registry.files(kind)]
     if not kinds:
         print("The zoo is empty: add a network with python -m scripts.add_to_zoo runs/<name> <name in the zoo>")

@@ -23,10 +23,30 @@ from zerokara.core.report import (
     read_json,
     read_result,
     shown_names,
+    table_console,
     tables_within,
     write_figure,
     write_json,
 )
+
+
+@pytest.mark.parametrize("stderr", [False, True])
+@pytest.mark.parametrize(("terminal", "columns", "width"), [(False, "", 160), (False, "100", 100), (True, "90", 90)])
+def test_a_table_is_as_wide_as_the_terminal_and_160_columns_in_a_file(
+    stderr: bool, terminal: bool, columns: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = [io.StringIO(), io.StringIO()]
+    for stream, is_terminal in zip(streams, (terminal, not terminal), strict=True):
+        stream.isatty = lambda is_terminal=is_terminal: is_terminal  # type: ignore[method-assign,misc]
+    monkeypatch.setattr("sys.stderr" if stderr else "sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stdout" if stderr else "sys.stderr", streams[1])
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    console = table_console(stderr=stderr)
+    console.print("x" * width)
+    assert (console.width, console.file) == (width, streams[0])
+    assert streams[0].getvalue() == "x" * width + "\n"
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
