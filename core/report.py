@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -137,15 +136,14 @@ def tables_within(columns: Sequence[str], rows: Sequence[Sequence[str]], width: 
 
 
 def table_console(*, stderr: bool = False) -> Console:
-    """Return a console for tables: as wide as the terminal or, in a file or pipe, `COLUMNS` or 160 columns.
+    """Return a console for tables: as wide as the terminal or, for a file or a pipe, 160 columns wide.
 
     rich assumes 80 columns there, and cuts the cells of a wide table.
     """
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    known = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, width=None if known else COLUMNS_OF_FILES)
+    return Console(stderr=stderr, width=None if stream.isatty() else COLUMNS_OF_FILES)
 
 
 def new_figure(
