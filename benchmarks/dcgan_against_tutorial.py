@@ -237,10 +237,10 @@ def quality(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, A
     if extractor.metadata is None:
         raise UserError(f"no classifier is known for {arguments.data}: add --classifier runs/<classifier>.")
     test = load_split(config, "test")[0].images[: arguments.images]
-    real_NF = extractor.extract(test).features_NF
+    real = extractor.extract(test)
 
     def fcd(images: Tensor) -> float:
-        return frechet_distance(real_NF, extractor.extract(images).features_NF)
+        return frechet_distance(real, extractor.extract(images))
 
     results = []
     for seed in arguments.seeds:

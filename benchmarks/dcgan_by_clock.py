@@ -101,12 +101,12 @@ class Score:
         """Extract the features of at most this number of images, chosen at random."""
         self._network = Lite0(PROGRAM, real.shape[0])
         self.number = min(images, len(real))
-        self._real_NF = self._network.extract(real.images[order(len(real), SAMPLE_SEED)[: self.number]])
+        self._real = self._network.extract(real.images[order(len(real), SAMPLE_SEED)[: self.number]])
         self.protocol = {**self._network.protocol, "real": f"{self.number:,} of {real.source}"}
 
     def __call__(self, images_NCHW: Tensor) -> dict[str, float]:
         """Compute all distances in these features."""
-        return self._network.compare(self._real_NF, self._network.extract(images_NCHW))
+        return self._network.compare(self._real, self._network.extract(images_NCHW))
 
     def of_run(self, folder: Path, which: str) -> dict[str, float]:
         """Compute the distances of the best or the last generator of a run."""

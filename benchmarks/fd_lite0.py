@@ -33,6 +33,7 @@ from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.models import lite0
 from zerokara.core.report import table_console
+from zerokara.generative.scoring.distances import Features
 from zerokara.generative.scoring.lite0 import Lite0
 
 PROGRAM = "benchmarks.fd_lite0"
@@ -116,19 +117,19 @@ def score_baselines(arguments: argparse.Namespace) -> dict[str, Any]:
     number = min(arguments.images, len(test), len(train))
     network = Lite0(PROGRAM, test.shape[0])
     real, chosen = choose(test, number), choose(train, number)
-    real_NF, floor_NF = network.extract(real.images), network.extract(chosen.images)
-    rows = [{"images": "training images (floor)", "number": number, **network.compare(real_NF, floor_NF)}]
+    real_features, floor = network.extract(real.images), network.extract(chosen.images)
+    rows = [{"images": "training images (floor)", "number": number, **network.compare(real_features, floor)}]
     for name, alter in ALTERATIONS.items():
-        features_NF = network.extract(alter(chosen.images))
-        rows.append({"images": name, "number": number, **network.compare(real_NF, features_NF)})
+        features = network.extract(alter(chosen.images))
+        rows.append({"images": name, "number": number, **network.compare(real_features, features)})
     for kept in (kept for kept in MEMORIZED if kept < number):
-        repeated_NF = floor_NF[torch.arange(number) % kept]
+        repeated = Features(floor.features_NF[torch.arange(number) % kept])
         name = f"memorized, {kept:,} images repeated"
-        rows.append({"images": name, "number": number, **network.compare(real_NF, repeated_NF)})
+        rows.append({"images": name, "number": number, **network.compare(real_features, repeated)})
     one_class = choose(train.take(train.labels == train.labels[0]), number)
-    one_NF = network.extract(one_class.images)
+    one_features = network.extract(one_class.images)
     name = f"one class ({train.classes[int(train.labels[0])]})"
-    rows.append({"images": name, "number": len(one_class), **network.compare(real_NF, one_NF)})
+    rows.append({"images": name, "number": len(one_class), **network.compare(real_features, one_features)})
     protocol = {
         **network.protocol,
         "real": f"{number:,} of {test.source}, test split",

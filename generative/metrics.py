@@ -134,9 +134,9 @@ def measure(
     scores = {"painted": extractor.compare(real, generated), "floor": extractor.compare(real, floor)}
     if extractor.metadata is not None:
         control = FeatureExtractor.random(compared.train.shape)
-        real_NF = control.extract(compared.real.images).features_NF
+        control_real = control.extract(compared.real.images)
         for key, images in (("painted", compared.generated), ("floor", compared.floor.images)):
-            scores[key][control.name] = frechet_distance(real_NF, control.extract(images).features_NF)
+            scores[key][control.name] = frechet_distance(control_real, control.extract(images))
         if compared.label_M is not None and extractor.metadata.classes == class_names:
             scores["painted"]["accuracy"] = label_accuracy(generated, compared.label_M)
     # Copies are much nearer to training images than real images are. Training images would find themselves.
@@ -270,9 +270,9 @@ def report(options: Options, sampler: Sampler, progress: Progress) -> dict[str, 
         protocol["inception"] = model_file.fingerprint(Path(options.inception))
     if lite0 is not None:
         progress.print("computing FD-Lite0")
-        real_NF = lite0.extract(compared.real.images)
+        lite0_real = lite0.extract(compared.real.images)
         for key, images in (("painted", compared.generated), ("floor", compared.floor.images)):
-            scores[key] |= lite0.compare(real_NF, lite0.extract(images))
+            scores[key] |= lite0.compare(lite0_real, lite0.extract(images))
         protocol["lite0"] = lite0.protocol
     return {"run": sampler.name, "scores": scores, "protocol": protocol}
 

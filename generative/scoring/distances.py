@@ -7,6 +7,7 @@ Shapes: N real images, M generated images, F features, k neighbors.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -14,9 +15,65 @@ import torch
 from torch import Tensor
 
 BLOCK = 2_000  # rows of a distance matrix that are in memory at once
+MAX_NEIGHBORS = 5  # of an image, to which distances are computed
 
 
-def frechet_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
+class Features:
+    """Features of a set of images, and statistics of this set alone, each computed once, when it is first needed.
+
+    A set that is compared with several others, such as the real images of a training run, has them only once.
+
+    Attributes:
+        features_NF: features (N, F), float64.
+    """
+
+    def __init__(self, features_NF: Tensor) -> None:
+        """Convert features (N, F) to float64."""
+        self.features_NF = features_NF.double()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.features_NF)
+
+    @functools.cached_property
+    def mean_F(self) -> Tensor:
+        """Mean (F,)."""
+        return self.features_NF.mean(0)
+
+    @functools.cached_property
+    def covariance_FF(self) -> Tensor:
+        """Covariance (F, F)."""
+        covariance_FF: Tensor = torch.atleast_2d(self.features_NF.T.cov())
+        return covariance_FF
+
+    @functools.cached_property
+    def mean_kernel(self) -> Tensor:
+        """Mean (scalar) of the kernel of `kernel_distance` over all pairs of two images."""
+        features_NF, number = self.features_NF, len(self)
+        diagonal = (features_NF.square().sum(1) / features_NF.shape[1] + 1).pow(3).sum()
+        return (kernel_sum(features_NF, features_NF) - diagonal) / (number * (number - 1))
+
+    @functools.cached_property
+    def nearest_distance_NK(self) -> Tensor:
+        """Distances (N, K) of every image to itself, 0, and to its `MAX_NEIGHBORS` nearest neighbors, ascending."""
+        distances = []
+        for start in range(0, len(self), BLOCK):
+            distance_nN = torch.cdist(self.features_NF[start : start + BLOCK], self.features_NF)
+            row_n = torch.arange(len(distance_nN))
+            distance_nN[row_n, row_n + start] = 0.0  # rounding may have made it slightly positive
+            distances.append(distance_nN.topk(min(MAX_NEIGHBORS + 1, len(self)), dim=1, largest=False).values)
+        return torch.cat(distances)
+
+    def radii(self, k: int) -> Tensor:
+        """Return the distance (N,) of every image to its k-th nearest neighbor, itself not counted.
+
+        Args:
+            k: at most `MAX_NEIGHBORS`. With fewer neighbors, the last one counts.
+        """
+        return self.nearest_distance_NK[:, min(k, len(self) - 1)]
+
+
+def frechet_distance(real: Features, fake: Features) -> float:
     """Fréchet distance between Gaussians with the means and covariances of the two sets (Dowson and Landau 1982).
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)). With a classifier's features it is the Fréchet classifier distance,
@@ -24,34 +81,32 @@ def frechet_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
     square roots of the eigenvalues of S1 S2, so no matrix square root is computed. With S1 = X^T X and S2 = Y^T Y these
     are the singular values of X Y^T, which is the smaller matrix if there are fewer images than features.
     """
-    real_NF, fake_MF = real_NF.double(), fake_MF.double()
-    gap_F = real_NF.mean(0) - fake_MF.mean(0)
-    if min(len(real_NF), len(fake_MF)) < real_NF.shape[1]:
-        x_NF, y_MF = ((features - features.mean(0)) / (len(features) - 1) ** 0.5 for features in (real_NF, fake_MF))
+    gap_F = real.mean_F - fake.mean_F
+    if min(len(real), len(fake)) < real.features_NF.shape[1]:
+        x_NF, y_MF = ((of.features_NF - of.mean_F) / (len(of) - 1) ** 0.5 for of in (real, fake))
         root_trace = torch.linalg.svdvals(x_NF @ y_MF.T).sum()
         return float(gap_F @ gap_F + x_NF.square().sum() + y_MF.square().sum() - 2 * root_trace)
-    real_FF, fake_FF = (torch.atleast_2d(features.T.cov()) for features in (real_NF, fake_MF))
+    real_FF, fake_FF = real.covariance_FF, fake.covariance_FF
     root_trace = torch.linalg.eigvals(real_FF @ fake_FF).sqrt().real.sum()
     return float(gap_F @ gap_F + real_FF.trace() + fake_FF.trace() - 2 * root_trace)
 
 
-def kernel_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
+def kernel_distance(real: Features, fake: Features) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (x.y / F + 1)^3: KID (Binkowski et al. 2018).
 
     Computed over all pairs of images, not over random subsets. Near 0, possibly negative, for equal distributions.
     """
-    real_NF, fake_MF = real_NF.double(), fake_MF.double()
+    across = kernel_sum(real.features_NF, fake.features_NF) / (len(real) * len(fake))
+    return float(real.mean_kernel + fake.mean_kernel - 2 * across)
 
-    def total(a: Tensor, b: Tensor) -> Tensor:
-        return torch.stack([((rows @ b.T) / b.shape[1] + 1).pow(3).sum() for rows in a.split(BLOCK)]).sum()
 
-    def diagonal(a: Tensor) -> Tensor:
-        return (a.square().sum(1) / a.shape[1] + 1).pow(3).sum()
-
-    n, m = len(real_NF), len(fake_MF)
-    within_real = (total(real_NF, real_NF) - diagonal(real_NF)) / (n * (n - 1))
-    within_fake = (total(fake_MF, fake_MF) - diagonal(fake_MF)) / (m * (m - 1))
-    return float(within_real + within_fake - 2 * total(real_NF, fake_MF) / (n * m))
+def kernel_sum(features_NF: Tensor, other_MF: Tensor) -> Tensor:
+    """Sum (scalar) of the kernel of `kernel_distance` over all pairs of an image of each set."""
+    sums = [
+        (rows @ other_MF.T).div_(other_MF.shape[1]).add_(1).pow_(3).sum()  # in place: a new matrix would take longer
+        for rows in features_NF.split(BLOCK)
+    ]
+    return torch.stack(sums).sum()
 
 
 @dataclass(frozen=True)
@@ -73,16 +128,15 @@ class Overlap:
     coverage: float
 
 
-def overlap(real_NF: Tensor, fake_MF: Tensor, k_precision: int = 3, k_density: int = 5) -> Overlap:
+def overlap(real: Features, fake: Features, k_precision: int = 3, k_density: int = 5) -> Overlap:
     """Compute precision and recall with `k_precision` neighbors, density and coverage with `k_density`."""
-    real_NF, fake_MF = real_NF.double(), fake_MF.double()
-    real_radius_N, fake_radius_M = radii(real_NF, k_precision), radii(fake_MF, k_precision)
-    wide_radius_N = radii(real_NF, k_density)
-    precise_M = torch.zeros(len(fake_MF), dtype=torch.bool)
+    real_radius_N, fake_radius_M = real.radii(k_precision), fake.radii(k_precision)
+    wide_radius_N = real.radii(k_density)
+    precise_M = torch.zeros(len(fake), dtype=torch.bool)
     recalled, covered, inside = 0, 0, 0
-    for start in range(0, len(real_NF), BLOCK):
+    for start in range(0, len(real), BLOCK):
         rows = slice(start, start + BLOCK)
-        distance_nM = torch.cdist(real_NF[rows], fake_MF)
+        distance_nM = torch.cdist(real.features_NF[rows], fake.features_NF)
         precise_M |= (distance_nM <= real_radius_N[rows, None]).any(0)
         recalled += int((distance_nM <= fake_radius_M).any(1).sum())
         within_nM = distance_nM <= wide_radius_N[rows, None]
@@ -90,33 +144,22 @@ def overlap(real_NF: Tensor, fake_MF: Tensor, k_precision: int = 3, k_density: i
         covered += int(within_nM.any(1).sum())
     return Overlap(
         precision=float(precise_M.double().mean()),
-        recall=recalled / len(real_NF),
-        density=inside / (k_density * len(fake_MF)),
-        coverage=covered / len(real_NF),
+        recall=recalled / len(real),
+        density=inside / (k_density * len(fake)),
+        coverage=covered / len(real),
     )
 
 
-def compare(real_NF: Tensor, fake_MF: Tensor) -> dict[str, float]:
+def compare(real: Features, fake: Features) -> dict[str, float]:
     """Compute kernel distance, density, coverage, precision and recall by name."""
-    overlaps = overlap(real_NF, fake_MF)
+    overlaps = overlap(real, fake)
     return {
-        "kernel_distance": kernel_distance(real_NF, fake_MF),
+        "kernel_distance": kernel_distance(real, fake),
         "density": overlaps.density,
         "coverage": overlaps.coverage,
         "precision": overlaps.precision,
         "recall": overlaps.recall,
     }
-
-
-def radii(points_NF: Tensor, k: int) -> Tensor:
-    """Return the distance (N,) of every point to its k-th nearest neighbor, itself not counted."""
-    radius_N = []
-    for start in range(0, len(points_NF), BLOCK):
-        distance_nN = torch.cdist(points_NF[start : start + BLOCK], points_NF)
-        row_n = torch.arange(len(distance_nN))
-        distance_nN[row_n, row_n + start] = 0.0  # rounding may have made it slightly positive
-        radius_N.append(distance_nN.kthvalue(min(k + 1, len(points_NF)), dim=1).values)
-    return torch.cat(radius_N)
 
 
 def nearest(points_MF: Tensor, others_NF: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +29,7 @@ from zerokara.core.zoo import provenance
 from zerokara.core.zoo.registry import files as zoo_files
 from zerokara.core.zoo.registry import find_file
 from zerokara.generative.gan.config import Config
-from zerokara.generative.scoring.distances import compare, frechet_distance
+from zerokara.generative.scoring.distances import Features, compare, frechet_distance
 
 RANDOM_SEED = 1_511_06434  # fixed, so that all runs use the same random network
 CHUNK = 250  # images per forward pass
@@ -39,12 +38,13 @@ BIAS = "classifier_bias"  # key of its warning in `extra` of config.json
 ALIASES = {"mnist": "digits"}  # data set -> the zoo's classifier of another name
 
 
-@dataclass(frozen=True)
-class FeatureSet:
+class FeatureSet(Features):
     """Features (N, F) of images, and their class probabilities (N, K); None for a network without classes."""
 
-    features_NF: Tensor
-    probability_NK: Tensor | None
+    def __init__(self, features_NF: Tensor, probability_NK: Tensor | None) -> None:
+        """Combine features and probabilities of the same images."""
+        super().__init__(features_NF)
+        self.probability_NK = probability_NK
 
     @classmethod
     def concatenate(cls, parts: Sequence[FeatureSet]) -> FeatureSet:
@@ -185,8 +185,8 @@ class FeatureExtractor:
     def compare(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """Compute all metrics of generated images against real ones."""
         scores = {
-            self.name: frechet_distance(real.features_NF, fake.features_NF),
-            **compare(real.features_NF, fake.features_NF),
+            self.name: frechet_distance(real, fake),
+            **compare(real, fake),
         }
         return scores | class_scores(fake)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zerokara.core.config import UserError
 from zerokara.core.models import lite0
-from zerokara.generative.scoring.distances import compare, frechet_distance
+from zerokara.generative.scoring.distances import Features, compare, frechet_distance
 
 BATCH = 25  # images of each forward pass; rounding in float32 may depend on it, so it is fixed
 NAME = "fd_lite0"  # of the Fréchet distance
@@ -51,8 +51,8 @@ class Lite0:
         }
 
     @torch.no_grad()
-    def extract(self, images_NCHW: Tensor) -> Tensor:
-        """Extract features (N, F) float64 of uint8 images on the CPU.
+    def extract(self, images_NCHW: Tensor) -> Features:
+        """Extract features (N, F) of uint8 images on the CPU.
 
         Every forward pass is one of `BATCH` images, so that the features of an image do not depend on the number of
         images or on their order.
@@ -61,10 +61,10 @@ class Lite0:
         for chunk in images_NCHW.split(BATCH):
             filled = torch.cat([chunk, chunk[-1:].expand(BATCH - len(chunk), -1, -1, -1)])
             features.append(self._backbone(lite0.preprocess(filled)).double().mean((2, 3))[: len(chunk)])
-        return torch.cat(features)
+        return Features(torch.cat(features))
 
     @staticmethod
-    def compare(real_NF: Tensor, fake_MF: Tensor) -> dict[str, float]:
+    def compare(real: Features, fake: Features) -> dict[str, float]:
         """Compute all metrics of generated images against real ones, from their features."""
-        others = {f"{PREFIX}{name}": value for name, value in compare(real_NF, fake_MF).items()}
-        return {NAME: frechet_distance(real_NF, fake_MF), **others}
+        others = {f"{PREFIX}{name}": value for name, value in compare(real, fake).items()}
+        return {NAME: frechet_distance(real, fake), **others}

@@ -22,6 +22,7 @@ from zerokara.core.models import lite0
 from zerokara.generative import dcgan
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import check_discriminator
+from zerokara.generative.scoring.distances import Features
 from zerokara.generative.scoring.lite0 import Lite0
 
 
@@ -71,7 +72,9 @@ def test_updates_are_planned_from_the_speed_without_the_first_interval(
 def test_both_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The tutorial gets the seconds of our run, 2.5, with an update a second; both commands share that run."""
     use_random_weights(monkeypatch)
-    monkeypatch.setattr(Lite0, "extract", lambda _, images: adaptive_avg_pool2d(images.double(), 3).flatten(1))
+    monkeypatch.setattr(
+        Lite0, "extract", lambda _, images: Features(adaptive_avg_pool2d(images.double(), 3).flatten(1))
+    )
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
     monkeypatch.setattr(tutorial, "BATCH", 4)
     monkeypatch.setattr(clock, "plan_updates", lambda *_: 3)

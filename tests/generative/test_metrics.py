@@ -16,7 +16,7 @@ from zerokara.core.config import UserError
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.generative import metrics
-from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, overlap
+from zerokara.generative.scoring.distances import Features, frechet_distance, kernel_distance, overlap
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
 METADATA = dataclasses.replace(DIGITS, data="drawn for a test", figures={"test_accuracy": 0.5})
@@ -55,11 +55,13 @@ def test_frechet_distance_of_gaussians_has_a_closed_form() -> None:
     scale = torch.tensor([2.0, 0.5, 3.0])
     # Covariances that commute: |m|^2 + sum of (s1 - s2)^2.
     expected = float(shift.square().sum() + (scale - 1).square().sum())
-    assert frechet_distance(x, y * scale + shift) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(Features(x), Features(y * scale + shift)) == pytest.approx(expected, rel=1e-9)
     rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
-    assert frechet_distance(x @ rotation, (y * scale + shift) @ rotation) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(x, y) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(x[:, :1], 3 * x[:, :1] + 1) == pytest.approx(1 + 4)
+    assert frechet_distance(Features(x @ rotation), Features((y * scale + shift) @ rotation)) == pytest.approx(
+        expected, rel=1e-9
+    )
+    assert frechet_distance(Features(x), Features(y)) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(Features(x[:, :1]), Features(3 * x[:, :1] + 1)) == pytest.approx(1 + 4)
 
 
 def test_frechet_distance_of_covariances_that_do_not_commute() -> None:
@@ -69,23 +71,23 @@ def test_frechet_distance_of_covariances_that_do_not_commute() -> None:
     # Covariances A^2 = diag(4, 1) and B^T B = [[1, 1], [1, 2]]. For 2x2 matrices
     # tr(root M) = root(tr M + 2 root(det M)).
     expected = 5 + 3 - 2 * ((4 * 1 + 1 * 2) + 2 * (4 * 1) ** 0.5) ** 0.5
-    assert frechet_distance(x @ a, y @ b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(Features(x @ a), Features(y @ b)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_kernel_distance_by_hand() -> None:
     real, fake = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [-1.0]])
     # (xy + 1)^3: within real (1*2 + 1)^3 = 27, within fake 1; across 1, 0, 1, (-1)^3.
-    assert kernel_distance(real, fake) == pytest.approx(27 + 1 - 2 * (1 + 0 + 1 - 1) / 4)
+    assert kernel_distance(Features(real), Features(fake)) == pytest.approx(27 + 1 - 2 * (1 + 0 + 1 - 1) / 4)
 
 
 def test_overlap_of_identical_and_of_distant_sets() -> None:
     x = torch.randn(200, 4)
-    same = overlap(x, x)
+    same = overlap(Features(x), Features(x))
     assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
     assert same.density == pytest.approx(1.2)  # each is in its own ball and, on average, in five others
-    far = overlap(x, x + 100)
+    far = overlap(Features(x), Features(x + 100))
     assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
-    half = overlap(x, torch.cat([x[:100], x[:100] + 100]))
+    half = overlap(Features(x), Features(torch.cat([x[:100], x[:100] + 100])))
     assert half.precision == pytest.approx(0.5)
 
 
@@ -109,7 +111,7 @@ def test_fid_is_the_frechet_distance_for_any_batch_size(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(Means()), tmp_path / "network.pt")
     network = metrics.Inception(tmp_path / "network.pt")
     grayscale, other = torch.randint(256, (2, 60, 1, 8, 8), dtype=torch.uint8)
-    expected = frechet_distance(network(grayscale), network(other // 2))
+    expected = frechet_distance(Features(network(grayscale)), Features(network(other // 2)))
     assert expected > 100
     for batch_size in (60, 7):
         assert metrics.inception_distance(network, grayscale, other // 2, batch_size) == pytest.approx(

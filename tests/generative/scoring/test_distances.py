@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
 from zerokara.generative.gan.config import PRESETS, Config
-from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, nearest, overlap, radii, spread
+from zerokara.generative.scoring import distances
+from zerokara.generative.scoring.distances import (
+    Features,
+    compare,
+    frechet_distance,
+    kernel_distance,
+    nearest,
+    overlap,
+    spread,
+)
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor, FeatureSet, class_scores, label_accuracy
 
 
@@ -26,7 +38,7 @@ def with_moments(number: int, mean_F: Tensor, root_FF: Tensor) -> Tensor:
 def test_frechet_distance_in_one_dimension() -> None:
     a = with_moments(50, torch.tensor([1.0]).double(), torch.tensor([[2.0]]).double())
     b = with_moments(70, torch.tensor([4.0]).double(), torch.tensor([[0.5]]).double())
-    assert frechet_distance(a, b) == pytest.approx(3**2 + 1.5**2)
+    assert frechet_distance(Features(a), Features(b)) == pytest.approx(3**2 + 1.5**2)
 
 
 def test_frechet_distance_of_commuting_covariances() -> None:
@@ -36,7 +48,9 @@ def test_frechet_distance_of_commuting_covariances() -> None:
     gap = torch.arange(5).double()
     a = with_moments(400, gap * 0, rotation @ first.diag())
     b = with_moments(300, gap, rotation @ second.diag())
-    assert frechet_distance(a, b) == pytest.approx(float(gap.square().sum() + (first - second).square().sum()))
+    assert frechet_distance(Features(a), Features(b)) == pytest.approx(
+        float(gap.square().sum() + (first - second).square().sum())
+    )
 
 
 def test_frechet_distance_equals_the_form_with_a_symmetric_root() -> None:
@@ -46,7 +60,9 @@ def test_frechet_distance_equals_the_form_with_a_symmetric_root() -> None:
     root = vectors @ np.diag(np.sqrt(values)) @ vectors.T
     trace = np.sqrt(np.linalg.eigvalsh(root @ sb @ root)).sum()
     gap = (a.double().mean(0) - b.double().mean(0)).square().sum()
-    assert frechet_distance(a, b) == pytest.approx(float(gap) + np.trace(sa) + np.trace(sb) - 2 * trace)
+    assert frechet_distance(Features(a), Features(b)) == pytest.approx(
+        float(gap) + np.trace(sa) + np.trace(sb) - 2 * trace
+    )
 
 
 @pytest.mark.parametrize(("number", "other"), [(5, 40), (40, 5), (7, 6), (5, 5), (12, 12), (13, 12), (12, 11)])
@@ -59,52 +75,88 @@ def test_frechet_distance_of_fewer_images_than_features(number: int, other: int)
     trace = np.sqrt(np.linalg.eigvalsh(root @ sb @ root).clip(0)).sum()
     gap = (a.double().mean(0) - b.double().mean(0)).square().sum()
     expected = float(gap) + np.trace(sa) + np.trace(sb) - 2 * trace
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(Features(a), Features(b)) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(Features(a), Features(a)) == pytest.approx(0, abs=1e-6)
 
 
 def test_frechet_distance_is_computed_in_float64() -> None:
     """A deviation of .01 far from the origin is lost in float32; covariances of few points are singular."""
     a = torch.randn(500, 8) * 0.01
-    assert frechet_distance(a.double() + 1e4, a.double() + 1e4) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(Features(a.double() + 1e4), Features(a.double() + 1e4)) == pytest.approx(0, abs=1e-9)
     far = torch.randn(20, 64)
-    assert frechet_distance(far, far) == pytest.approx(0, abs=1e-5)
-    assert frechet_distance(a, a + 0.5) == pytest.approx(8 * 0.25, rel=1e-5)
+    assert frechet_distance(Features(far), Features(far)) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance(Features(a), Features(a + 0.5)) == pytest.approx(8 * 0.25, rel=1e-5)
 
 
 def test_kernel_distance_by_hand() -> None:
     """In one dimension k(x, y) = (xy + 1)^3; points 0, 1 against 1, 2: within 1, within 27, across 1, 1, 8, 27."""
     a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]])
-    assert kernel_distance(a, b) == pytest.approx(1 + 27 - 2 * (1 + 1 + 8 + 27) / 4)
+    assert kernel_distance(Features(a), Features(b)) == pytest.approx(1 + 27 - 2 * (1 + 1 + 8 + 27) / 4)
 
 
 def test_kernel_distance_of_equal_distributions_is_unbiased() -> None:
-    distances = [kernel_distance(torch.randn(100, 4), torch.randn(100, 4)) for _ in range(30)]
-    assert min(distances) < 0 < max(distances)
-    assert abs(np.mean(distances)) < 3 * np.std(distances) / 30**0.5
-    assert kernel_distance(torch.randn(100, 4), torch.randn(100, 4) + 1) > max(distances)
+    equal = [kernel_distance(Features(torch.randn(100, 4)), Features(torch.randn(100, 4))) for _ in range(30)]
+    assert min(equal) < 0 < max(equal)
+    assert abs(np.mean(equal)) < 3 * np.std(equal) / 30**0.5
+    assert kernel_distance(Features(torch.randn(100, 4)), Features(torch.randn(100, 4) + 1)) > max(equal)
 
 
 def test_overlap_by_hand() -> None:
-    real = torch.tensor([[0.0], [1.0], [2.0], [10.0]])
-    fake = torch.tensor([[0.4], [2.5], [30.0]])
+    real = Features(torch.tensor([[0.0], [1.0], [2.0], [10.0]]))
+    fake = Features(torch.tensor([[0.4], [2.5], [30.0]]))
     result = overlap(real, fake, k_precision=1, k_density=1)  # real radii 1, 1, 1, 8; fake 2.1, 2.1, 27.5
     assert result.precision == pytest.approx(2 / 3)
     assert result.recall == 1  # 10 lies in 30's ball
     assert result.density == pytest.approx((2 + 2) / 3)  # 0.4 in the balls of 0 and 1, 2.5 in those of 2 and 10
     assert result.coverage == 1
-    assert radii(real, 1).tolist() == [1, 1, 1, 8]
+    assert real.radii(1).tolist() == [1, 1, 1, 8]
+    assert real.radii(2).tolist() == [2, 1, 2, 9]
+    assert real.radii(5).tolist() == [10, 9, 8, 10], "with three neighbors, the third one"
 
 
 def test_overlap_distinguishes_missing_modes_from_bad_images() -> None:
     real = torch.cat([torch.randn(200, 3), torch.randn(200, 3) + 50])
-    half = overlap(real, torch.randn(400, 3))
+    half = overlap(Features(real), Features(torch.randn(400, 3)))
     assert half.precision > 0.85
     assert half.coverage < 0.55
     assert half.recall < 0.6
-    bad = overlap(real, torch.cat([real[::2], torch.randn(200, 3) - 500]))
+    bad = overlap(Features(real), Features(torch.cat([real[::2], torch.randn(200, 3) - 500])))
     assert bad.precision == pytest.approx(0.5)
-    assert overlap(real, real).coverage == 1
+    assert overlap(Features(real), Features(real)).coverage == 1
+
+
+def all_distances(real: Features, fake: Features) -> dict[str, float]:
+    """Compute all metrics by name."""
+    return {"frechet_distance": frechet_distance(real, fake), **compare(real, fake)}
+
+
+def test_statistics_of_real_images_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three comparisons with the same 40 real images, the second and the third use the statistics of the first."""
+    real_NF, fakes = torch.randn(40, 8), torch.randn(3, 30, 8)
+    separate = [all_distances(Features(real_NF), Features(fake_MF)) for fake_MF in fakes]
+    computed: list[tuple[int, int]] = []
+
+    def recorded(original: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        def record(a: Tensor, b: Tensor) -> Tensor:
+            computed.append((len(a), len(b)))
+            return original(a, b)
+
+        return record
+
+    monkeypatch.setattr(torch, "cdist", recorded(torch.cdist))
+    monkeypatch.setattr(distances, "kernel_sum", recorded(distances.kernel_sum))
+    real = Features(real_NF)
+    assert [all_distances(real, Features(fake_MF)) for fake_MF in fakes] == separate, "bit for bit"
+    assert [computed.count(sizes) for sizes in ((40, 40), (40, 30), (30, 30))] == [2, 6, 6]
+    assert real.covariance_FF is real.covariance_FF
+
+
+def test_distances_do_not_depend_on_the_rows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_NF, fake_MF = torch.randn(50, 8), torch.randn(41, 8)
+    whole = all_distances(Features(real_NF), Features(fake_MF))
+    monkeypatch.setattr(distances, "BLOCK", 7)
+    assert all_distances(Features(real_NF), Features(fake_MF)) == pytest.approx(whole, rel=1e-9)
+    assert Features(real_NF).radii(3).tolist() == pytest.approx(np.sort(cdist(real_NF, real_NF))[:, 3])
 
 
 def test_spread_by_hand() -> None:

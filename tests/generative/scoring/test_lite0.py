@@ -15,7 +15,7 @@ from tests.random_lite0 import use_random_weights
 from zerokara.core.config import UserError
 from zerokara.core.models import lite0
 from zerokara.generative.scoring import lite0 as scoring
-from zerokara.generative.scoring.distances import frechet_distance
+from zerokara.generative.scoring.distances import Features, frechet_distance
 from zerokara.generative.scoring.lite0 import BATCH, Lite0
 
 Array = npt.NDArray[np.float64]
@@ -57,7 +57,7 @@ def test_all_metrics_are_those_of_a_reference_implementation(gap: float) -> None
     random = np.random.default_rng(1)
     mixing = random.normal(size=(24, 24))
     real_NF, fake_MF = random.normal(size=(300, 24)) @ mixing, random.normal(size=(200, 24)) @ mixing * 1.1 + gap
-    scores = Lite0.compare(torch.from_numpy(real_NF), torch.from_numpy(fake_MF))
+    scores = Lite0.compare(Features(torch.from_numpy(real_NF)), Features(torch.from_numpy(fake_MF)))
     assert scores == pytest.approx(reference_scores(real_NF, fake_MF), rel=1e-6, abs=1e-9)
     assert 0 < scores["lite0_precision"] < 1
     assert 0 < scores["lite0_coverage"] < 1
@@ -65,27 +65,28 @@ def test_all_metrics_are_those_of_a_reference_implementation(gap: float) -> None
 
 def test_fewer_images_than_features_give_the_distance_of_the_reference(random_lite0: Lite0) -> None:
     """The covariances are singular. The reference reduces them to the 118 dimensions that the images span."""
-    real, fake = torch.randint(256, (2, 60, 3, 32, 32), dtype=torch.uint8)
-    real_NF, fake_MF = random_lite0.extract(real), random_lite0.extract(fake // 2)
+    images = torch.randint(256, (2, 60, 3, 32, 32), dtype=torch.uint8)
+    real, fake = random_lite0.extract(images[0]), random_lite0.extract(images[1] // 2)
+    real_NF, fake_MF = real.features_NF, fake.features_NF
     x, y = ((f - f.mean(0)).numpy() / (len(f) - 1) ** 0.5 for f in (real_NF, fake_MF))
     gap = (real_NF.mean(0) - fake_MF.mean(0)).numpy()
     basis, _ = np.linalg.qr(np.concatenate([x, y]).T)
     values = scipy.linalg.eigvals((x @ basis).T @ (x @ basis) @ (y @ basis).T @ (y @ basis))
     expected = gap @ gap + (x**2).sum() + (y**2).sum() - 2 * np.sqrt(values).real.sum()
-    assert frechet_distance(real_NF, fake_MF) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-6)
 
 
 def check_independence(network: Lite0, images: Tensor, size: int) -> None:
     """Check that the features of an image do not depend on the others: all, backward, and `size` at a time."""
-    whole = network.extract(images)
+    whole = network.extract(images).features_NF
     assert whole.shape == (len(images), lite0.FEATURES)
     assert whole.dtype == torch.float64
-    backward = network.extract(images.flip(0)).flip(0)
-    parts = torch.cat([network.extract(part) for part in images.split(size)])
+    backward = network.extract(images.flip(0)).features_NF.flip(0)
+    parts = torch.cat([network.extract(part).features_NF for part in images.split(size)])
     for other in (backward, parts):
         torch.testing.assert_close(other, whole, rtol=1e-6, atol=1e-6)
     half = len(images) // 2
-    scores = [network.compare(f[:half], f[half:]) for f in (whole, backward, parts)]
+    scores = [network.compare(Features(f[:half]), Features(f[half:])) for f in (whole, backward, parts)]
     assert scores[1] == pytest.approx(scores[0], rel=1e-6)
     assert scores[2] == pytest.approx(scores[0], rel=1e-6)
 
