@@ -30,6 +30,7 @@ from ale_py.vector_env import AtariVectorEnv
 from benchmarks import ale
 from zerokara import envs
 from zerokara.agents.qlearning.replay import Replay
+from zerokara.core.machine import usable_cores
 
 SETTINGS: dict[str, Any] = {
     "protocol": "nature",
@@ -119,7 +120,7 @@ def main() -> None:
                 "repetitions": options.repetitions,
                 "replay_writes": options.replay,
                 "settings": dict(ours.settings),
-                "cores": os.cpu_count(),
+                "cores": usable_cores(),
                 "ale_py": ale_py.__version__,
                 "steps_per_second": {name: round(value) for name, value in median.items()},
                 "each": {name: [round(value) for value in values] for name, values in speeds.items()},

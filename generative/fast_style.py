@@ -50,9 +50,7 @@ from zerokara.core.training_program import check_divisible, choose_compute, open
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.style import network
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
-from zerokara.generative.style.network import StyleMetadata, StyleNetwork
-from zerokara.generative.style.perceptual import LossNetwork, loss_network_of, save_loss_network
-from zerokara.generative.style.pictures import (
+from zerokara.generative.style.images import (
     activation_bytes,
     check_memory,
     fingerprint,
@@ -60,6 +58,8 @@ from zerokara.generative.style.pictures import (
     sizes,
     to_pixels,
 )
+from zerokara.generative.style.network import StyleMetadata, StyleNetwork
+from zerokara.generative.style.perceptual import LossNetwork, loss_network_of, save_loss_network
 
 SPLIT_SEED = 0  # independent of the run's seed, so that all runs hold out the same photographs
 STYLE_FILE = "style.png"  # copy of the style image in the run folder, resized

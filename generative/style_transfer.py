@@ -42,10 +42,7 @@ from zerokara.core.run import Run
 from zerokara.core.training_program import choose_compute, open_run
 from zerokara.generative.gan.pictures import VIDEO_FPS, video_frames
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
-from zerokara.generative.style.lbfgs import Lbfgs
-from zerokara.generative.style.losses import luminance, match_luminance, with_luminance
-from zerokara.generative.style.perceptual import LossNetwork, loss_network_of, save_loss_network
-from zerokara.generative.style.pictures import (
+from zerokara.generative.style.images import (
     ImagePair,
     activation_bytes,
     check_memory,
@@ -53,6 +50,9 @@ from zerokara.generative.style.pictures import (
     to_image,
     to_pixels,
 )
+from zerokara.generative.style.lbfgs import Lbfgs
+from zerokara.generative.style.losses import luminance, match_luminance, with_luminance
+from zerokara.generative.style.perceptual import LossNetwork, loss_network_of, save_loss_network
 
 FIRST_STEP, MAX_STEP = 0.01, 0.1  # root mean square of a step over the pixels
 MAX_LOSS_RATIO = 3.0  # to the lowest loss at this size; above it the step is rejected and the best image is restored

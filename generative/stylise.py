@@ -59,9 +59,9 @@ from zerokara.core.data.image_files import list_image_files, resize
 from zerokara.core.media import write_png
 from zerokara.core.report import OutputNames
 from zerokara.generative.style import network as network_file
+from zerokara.generative.style.images import check_memory, read_image, sizes, to_image, to_pixels
 from zerokara.generative.style.losses import luminance, with_luminance
 from zerokara.generative.style.network import StyleNetwork
-from zerokara.generative.style.pictures import check_memory, read_image, sizes, to_image, to_pixels
 
 
 def image_files(inputs: Sequence[str]) -> list[Path]:

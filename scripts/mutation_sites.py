@@ -31,7 +31,6 @@ _SKIPPED_SCOPE = re.compile(
     r"probe_\w+|progress_fields"
 )
 _SKIPPED_CALL = re.compile(r"_?(format_|describe_|print_|show_)\w+|print|progress|warn|start_interval|LogInterval")
-_SIMPLE_STATEMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Return)
 _TIMING = re.compile(r"perf_counter|stopwatch|Stopwatch|\bclock\b|elapsed|interval|speed/")
 
 KEY = ("file", "function", "original", "mutated")  # fields that identify a change also when lines move

@@ -15,7 +15,6 @@ Shapes: N images, B batch, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,7 @@ from zerokara.core.models.classifier import Classifier
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.normalization import decide_normalization, format_normalization
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.report import read_result, write_json
+from zerokara.core.report import read_result
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.run_classes import keep_classes
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
@@ -49,6 +48,7 @@ from zerokara.vision.classification.clock import epochs_in_time_limit, with_epoc
 from zerokara.vision.classification.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
+from zerokara.vision.training.supervised import save_result
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
@@ -140,19 +140,7 @@ def finish(training: Training, run: Run) -> str:
         log_misread(test, scores, training.metadata.classes, run, training.updates, tag="test_misread")
     if "test_error" in metrics:
         message += f", test error {metrics['test_error']:.2%}"
-    run.log_results(training.updates, config, metrics)
-    metadata = dataclasses.replace(training.metadata, figures=metrics)
-    metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
-    protocol = {
-        "train_images": len(training.data.train),
-        "validation_images": len(training.data.validation),
-        "seed": config.seed,
-        "epochs": training.epoch,
-        "weights": "averaged" if training.ema is not None else config.select,
-        "views": config.tta_views,
-        "hours": training.trained_hours,
-    }
-    write_json(result_path, {"figures": metrics, "protocol": protocol})
+    save_result(training, run, metrics, {})
     predict, epochs = program_command("vision.predict"), format_count(training.epoch, "epoch")
     return f"{message} after {epochs}; classify an image: {predict} runs/{config.name} <image>"
 

@@ -81,7 +81,7 @@ def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world
             last_stage(config, run, training, data, proposals)
             return finish(config, run, training, data, validation)
     except Stopped:
-        run.close(stopped_message(config, run, training))
+        run.close(stopped_message(config, training))
         raise
 
 
@@ -132,7 +132,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
         raise Stopped
 
 
-def stopped_message(config: Config, run: Run, training: Training | None) -> str:
+def stopped_message(config: Config, training: Training | None) -> str:
     """Return the closing message of a run that was stopped by a signal."""
     updates, last_map = (training.updates, training.last_map) if training is not None else (0, None)
     score = "not validated yet" if last_map is None else f"validation mAP {percent(last_map)}"

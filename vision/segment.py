@@ -16,7 +16,6 @@ Shapes: N images, B batch, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,7 @@ from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.normalization import decide_normalization, format_normalization
 from zerokara.core.models.weights import LoadReport, load_pretrained_backbone
-from zerokara.core.report import read_result, write_json
+from zerokara.core.report import read_result
 from zerokara.core.run import Run
 from zerokara.core.run_classes import keep_classes
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
@@ -48,6 +47,7 @@ from zerokara.vision.segmentation.learner import Data, Training, load_split, mak
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.pictures import log_classes, log_overlays, log_start, overlay_indices
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
+from zerokara.vision.training.supervised import save_result
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
@@ -161,22 +161,12 @@ def finish(training: Training, run: Run) -> str:
         iou_by_class["test"] = scores.iou_by_class(classes)
         log_classes(scores, classes, run, training.updates)
         log_overlays(test, scores, overlay_indices(test), run, training.updates, "test_overlays")
-    run.log_results(training.updates, config, metrics)
-    metadata = dataclasses.replace(training.metadata, figures=metrics)
-    metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
     protocol = {
-        "train_images": len(training.data.train),
-        "validation_images": len(training.data.validation),
         "image_size": list(training.metadata.image_size),
-        "seed": config.seed,
-        "epochs": training.epoch,
-        "weights": "averaged" if training.ema is not None else config.select,
         "best_epoch": None if training.best is None else training.best["epoch"],
-        "views": config.tta_views,
         "unlabelled": "not counted",
-        "hours": training.trained_hours,
     }
-    write_json(result_path, {"figures": metrics, "iou_by_class": iou_by_class, "protocol": protocol})
+    save_result(training, run, metrics, protocol, iou_by_class=iou_by_class)
     results = [
         f"{split} mean IoU {metrics[f'{split}_mean_iou']:.1%}, pixel accuracy {metrics[f'{split}_accuracy']:.1%}"
         for split in ("validation", "test")

@@ -37,7 +37,6 @@ class LayerCost:
     Attributes:
         name: of the module.
         kind: class of the module: Conv2d, Linear, BatchNorm2d, MaxPool2d, ReLU, ...
-        out_shape: (B, C, H, W), or (B, units).
         parameters: number of parameters of the layer.
         multiply_adds: of its convolutions and matrix products, for the whole batch.
         receptive_field: side of the square of input pixels on which one output element depends.
@@ -46,7 +45,6 @@ class LayerCost:
 
     name: str
     kind: str
-    out_shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
     receptive_field: int
@@ -79,7 +77,6 @@ def layer_costs(module: nn.Module, shape: Sequence[int]) -> list[LayerCost]:
                 LayerCost(
                     names[layer],
                     type(layer).__name__,
-                    tuple(out.shape),
                     sum(p.numel() for p in layer.parameters()),
                     counter.multiply_adds - starts.pop(),
                     field,

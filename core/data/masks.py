@@ -33,14 +33,14 @@ from zerokara.core.data.label_colors import LabelColors
 from zerokara.core.data.mask_files import Pair, list_pairs
 from zerokara.core.data.sources import require_data
 from zerokara.core.data.splits import AnySplit
-from zerokara.core.data.types import Progress
+from zerokara.core.data.types import Images, Progress
 
 MAX_EXAMPLE = 10  # values that a message names as an example
 UNLABELED = 255  # number of unlabeled pixels in all masks of a MaskSet, independent of the files
 
 
 @dataclass(frozen=True)
-class MaskSet:
+class MaskSet(Images):
     """Images of one size with their masks, on the CPU as uint8. Small sets are copied to the device once."""
 
     images: Tensor
@@ -62,23 +62,12 @@ class MaskSet:
         Raises:
             ValueError: a shape or dtype is wrong, or a mask has a number without a class.
         """
-        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
-            raise ValueError(f"images must be (N, C, H, W) uint8, got {tuple(self.images.shape)} {self.images.dtype}")
+        super().__post_init__()
         number, _, height, width = self.images.shape
         if self.masks.shape != (number, height, width) or self.masks.dtype != torch.uint8:
             raise ValueError(f"masks must be {(number, height, width)} uint8, got {tuple(self.masks.shape)}")
         if int(torch.where(self.masks == UNLABELED, 0, self.masks).max()) >= len(self.classes):
             raise ValueError(f"masks must hold indices of {len(self.classes)} classes, or {UNLABELED}")
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
 
     def take(self, index: Tensor | slice | Sequence[int]) -> MaskSet:
         """Select images by a slice, indices (n,), or a boolean mask (N,). The order of the indices is kept."""

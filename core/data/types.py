@@ -21,8 +21,34 @@ Progress = Callable[[str, int, int], None]
 """Callback (what, done, total), such as ("images read from digits.zip", 512, 1000); total 0 is unknown."""
 
 
+class Images:
+    """Base class of sets of images of one size."""
+
+    images: Tensor
+    """(N, C, H, W) uint8."""
+
+    def __post_init__(self) -> None:
+        """Check shape and type of the images.
+
+        Raises:
+            ValueError: one of them is wrong.
+        """
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+            raise ValueError(f"images must be (N, C, H, W) uint8, got {tuple(self.images.shape)} {self.images.dtype}")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(Images):
     """Labeled images of one size, on the CPU as uint8. Small sets are copied to the device once, as a whole."""
 
     images: Tensor
@@ -42,22 +68,11 @@ class ImageSet:
         Raises:
             ValueError: a shape or dtype is wrong, or a label has no class.
         """
-        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
-            raise ValueError(f"images must be (N, C, H, W) uint8, got {tuple(self.images.shape)} {self.images.dtype}")
+        super().__post_init__()
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
             raise ValueError(f"labels must be ({len(self.images)},) int64, got {tuple(self.labels.shape)}")
         if len(self) and (int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.classes)):
             raise ValueError(f"labels must be indices of {len(self.classes)} classes")
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
 
     def take(self, index: Tensor | slice | Sequence[int]) -> ImageSet:
         """Select images by a slice, indices (n,), or a boolean mask (N,). The order of the indices is kept."""

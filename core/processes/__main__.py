@@ -78,7 +78,7 @@ from zerokara.core.scheduling.resources import available_devices
 from zerokara.core.speed_trial import CHOICE
 
 
-def check_algorithm(module: str, config: Any) -> None:
+def check_algorithm(config: Any) -> None:
     """Check that the number of processes changes the speed only, so that it may be chosen by it.
 
     Raises:
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif config.resume:
         number, line = saved_number(folder)
     else:
-        check_algorithm(module, config)
+        check_algorithm(config)
         saved, line = choose(module, config, arguments, options)
         number = saved["number"]
     print(f"processes: {line}", flush=True)

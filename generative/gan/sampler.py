@@ -29,7 +29,6 @@ from zerokara.generative.gan.config import KIND, Config
 from zerokara.generative.gan.learner import draw_latents, make_generator
 from zerokara.generative.gan.networks import LatentGenerator
 
-WHICH = ("best", "last")
 BEST = "best.pt"  # checkpoint with the best score on held-out images
 
 

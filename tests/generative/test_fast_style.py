@@ -21,8 +21,8 @@ from zerokara.core.config import UserError
 from zerokara.core.media import png_bytes, write_png
 from zerokara.core.models.weights import read_tensors
 from zerokara.generative import fast_style, stylise
+from zerokara.generative.style import images
 from zerokara.generative.style import network as network_file
-from zerokara.generative.style import pictures
 from zerokara.generative.style.network import StyleMetadata, StyleNetwork
 
 REPO = Path(__file__).parents[2]
@@ -183,7 +183,7 @@ def test_mistakes_of_stylise(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"broken.png cannot be decoded"):
         stylise.main(["model.safetensors", "broken.png", "style.png", "--threads", "1"])
     assert Path("painted/style.png").is_file()  # readable images are processed first
-    monkeypatch.setattr(pictures, "free_bytes", lambda device: 10**5)
+    monkeypatch.setattr(images, "free_bytes", lambda device: 10**5)
     with pytest.raises(UserError, match=r"48x48 pixels need about .*give --size"):
         stylise.main(["model.safetensors", "style.png", "--threads", "1"])
 

@@ -19,7 +19,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data.image_files import resize
 from zerokara.core.media import write_png
 from zerokara.generative import style_transfer
-from zerokara.generative.style import pictures
+from zerokara.generative.style import images
 
 TINY = (
     *(
@@ -125,7 +125,7 @@ def test_resuming_a_killed_run_is_bitwise_exact(tmp_path: Path) -> None:
 
 def test_resuming_a_run_of_an_older_release_with_another_image_is_refused() -> None:
     style_transfer.main([*TINY, "--name", "run", "--quiet", "--iterations", "2"])
-    for name in pictures.INPUT_FILES:  # which older releases did not save
+    for name in images.INPUT_FILES:  # which older releases did not save
         Path("runs/run", name).unlink()
     write_png(Path("style.png"), np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(UserError, match="is not the image that"):
@@ -159,7 +159,7 @@ def test_mistakes_are_reported_before_a_folder_is_created(words: list[str], mess
 
 
 def test_sizes_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "free_bytes", lambda device: 10**6)
+    monkeypatch.setattr(images, "free_bytes", lambda device: 10**6)
     with pytest.raises(UserError, match=r"80x70 pixels need about .* GiB.*--size"):
         style_transfer.main(list(TINY))
     assert not Path("runs").exists()

@@ -82,6 +82,7 @@ class Training(SupervisedTraining[Classifier]):
 
     config: Config
     data: Data
+    metadata: ClassifierMetadata
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
         self.metadata = make_metadata(config, images)

@@ -93,6 +93,7 @@ class Training(SupervisedTraining[Segmenter]):
 
     config: Config
     data: Data
+    metadata: SegmenterMetadata
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
         self.metadata = make_metadata(config, images)

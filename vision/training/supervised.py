@@ -1,13 +1,14 @@
-"""Supervised training step for image and pixel labels, shared by vision.classify and vision.segment.
+"""Supervised training step for image and pixel labels, and result of a run, shared by vision.classify and segment.
 
 Shapes: B images of a batch, b images of one gradient accumulation step.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,10 @@ from zerokara.core import schedules
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
+from zerokara.core.models.model_file import MODEL_FILE, Metadata
 from zerokara.core.optim import GroupSettings, make_optimizer
+from zerokara.core.report import write_json
+from zerokara.core.run import Run
 from zerokara.core.training_loop import NetworkT
 from zerokara.vision.training.epochs import EpochTraining, HasTrainingSet
 
@@ -25,10 +29,20 @@ if TYPE_CHECKING:
     from zerokara.vision.segmentation.config import Config as SegmentConfig
 
 
+class HasValidationSet(HasTrainingSet, Protocol):
+    """Data with a training set and a validation set."""
+
+    @property
+    def validation(self) -> Sized:
+        """Validation images."""
+
+
 class SupervisedTraining(EpochTraining[NetworkT]):
     """Supervised training with a schedule, gradient accumulation, gradient clipping and averaged weights."""
 
     config: ClassifyConfig | SegmentConfig
+    data: HasValidationSet
+    metadata: Metadata[Any]
 
     def __init__(
         self,
@@ -100,3 +114,36 @@ class SupervisedTraining(EpochTraining[NetworkT]):
         if self.ema is not None:
             self.ema.update(self.network)
         self.end_update(*sums, norm)
+
+
+def save_result(
+    training: SupervisedTraining[Any],
+    run: Run,
+    metrics: Mapping[str, float],
+    protocol: Mapping[str, Any],
+    **tables: Any,
+) -> None:
+    """Log the metrics of a finished run, and write them to model.safetensors and result.json.
+
+    Args:
+        training: final state, with the selected weights.
+        run: run folder.
+        metrics: results on validation and test images.
+        protocol: conditions of the metrics besides those that every run has.
+        tables: further contents of result.json.
+    """
+    config = training.config
+    run.log_results(training.updates, config, metrics)
+    metadata = dataclasses.replace(training.metadata, figures=metrics)
+    metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
+    conditions = {
+        "train_images": len(training.data.train),
+        "validation_images": len(training.data.validation),
+        "seed": config.seed,
+        "epochs": training.epoch,
+        "weights": "averaged" if training.ema is not None else config.select,
+        "views": config.tta_views,
+        "hours": training.trained_hours,
+        **protocol,
+    }
+    write_json(run.path("result.json"), {"figures": metrics, **tables, "protocol": conditions})

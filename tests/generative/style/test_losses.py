@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,7 +13,6 @@ from torch import Tensor
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.generative.style import pictures
 from zerokara.generative.style.config import BackboneOptions
 from zerokara.generative.style.critic import PerceptualLoss, Weights
 from zerokara.generative.style.lbfgs import Lbfgs
@@ -34,7 +32,6 @@ from zerokara.generative.style.perceptual import (
     layers_of,
     make_loss_network,
 )
-from zerokara.generative.style.pictures import activation_bytes, check_memory, sizes
 
 
 def test_losses_by_hand() -> None:
@@ -219,38 +216,6 @@ def test_sources_of_weights(tmp_path: Path) -> None:
     save_file(part, tmp_path / "part.safetensors")
     with pytest.raises(UserError, match=r"does not contain all weights of vgg16.*features|layers"):
         make_loss_network(BackboneOptions(weights=str(tmp_path / "part.safetensors"), width_multiplier=0.05))
-
-
-def test_sizes_double_and_have_a_minimum() -> None:
-    assert sizes(768, 1024, 512, 2) == [(192, 256), (384, 512)]
-    assert sizes(768, 1024, 0, 1) == [(768, 1024)]
-    assert sizes(100, 400, 256, 5) == [(32, 128), (64, 256)]
-    with pytest.raises(UserError, match="--size 40"):
-        sizes(100, 400, 40, 2)
-
-
-def test_memory_estimate_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss_network = LossNetwork(
-        make_backbone("vgg11", 3, 32, width=1 / 64), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, ""
-    ).on(Compute())
-    pixels = 32 * 48 * 4  # bytes of a channel
-    # Saved for the backward pass: the normalized image (3 channels), the largest, and the output of the ReLU (1), which
-    # is also the input of the scaling.
-    needed = activation_bytes(loss_network, (1, 3, 32, 48))
-    largest = 3 * pixels
-    assert needed >= 3 * pixels + pixels + pictures.TEMPORARIES * largest
-    assert needed <= 3 * pixels + pixels + pictures.TEMPORARIES * largest + 3 * pixels
-    assert activation_bytes(loss_network, (1, 3, 64, 96)) == pytest.approx(4 * needed, rel=0.01)
-    monkeypatch.setattr(pictures, "free_bytes", lambda device: 2**30)
-    message = check_memory({"maps": 2**29}, "cpu", (400, 800), "give --size {side}")
-    assert "0.5 GiB of 1.0 free" in message
-    with pytest.raises(UserError, match=r"800x400 pixels need about 4.0 GiB .*1.0 GiB are free: give --size 368"):
-        check_memory({"maps": 2**32}, "cpu", (400, 800), "give --size {side}")
-    with pytest.raises(UserError, match="too small"):
-        activation_bytes(
-            make_loss_network(BackboneOptions(backbone="alexnet", loss_network="random")).on(Compute()), (1, 3, 20, 20)
-        )
-    assert np.isfinite(needed)
 
 
 def test_published_weights_without_metadata_bring_their_normalization(tmp_path: Path) -> None:
