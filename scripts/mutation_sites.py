@@ -68,8 +68,8 @@ class Mutant(NamedTuple):
         return {"id": self.id, **{name: getattr(self, name) for name in ("line", "operator", *KEY)}}
 
 
-def find_mutants(file: str, source: bytes) -> list[Mutant]:
-    """Return all mutants of a source file that can be compiled, in the order of their positions.
+def find_changes(file: str, source: bytes) -> list[Mutant]:
+    """Return all changes of a source file in the order of their positions, those included that do not compile.
 
     Args:
         file: name of the file, for the mutants.
@@ -78,7 +78,12 @@ def find_mutants(file: str, source: bytes) -> list[Mutant]:
     finder = _Finder(file, source)
     finder.visit(ast.parse(source))
     unique = {(mutant.start, mutant.end, mutant.replacement): mutant for mutant in finder.mutants}
-    return sorted(mutant for mutant in unique.values() if _compiles(mutant.apply(source)))
+    return sorted(unique.values())
+
+
+def find_mutants(file: str, source: bytes) -> list[Mutant]:
+    """Return all mutants of a source file that can be compiled: those of `find_changes`."""
+    return [mutant for mutant in find_changes(file, source) if _compiles(mutant.apply(source))]
 
 
 def _compiles(source: bytes) -> bool:
