@@ -31,9 +31,9 @@ def print_protocol(session: Session, evaluator: Evaluator) -> None:
 def evaluate(session: Session, evaluator: Evaluator) -> None:
     """Evaluate the generator, save its weights, log images and curves, and warn of mode collapse.
 
-    If it is the best generator so far, a checkpoint of the whole run is saved, too. A signal interrupts the computation
-    of the metrics; the evaluation is then repeated after resuming. The processes divide the images; the main process
-    does the rest.
+    If it is the best generator so far, a checkpoint of the whole run is saved, too. The first evaluation of a process
+    includes that of the floor. A signal interrupts the computation of the metrics; the evaluation is then repeated
+    after resuming. The processes divide the images; the main process does the rest.
 
     Raises:
         UserError: the weights contain NaN or Inf.
@@ -43,7 +43,7 @@ def evaluate(session: Session, evaluator: Evaluator) -> None:
     session.evaluation_pending = True
     try:
         with run.interruptible(on=session.world.size == 1):  # several processes stop together
-            sampler = session.sampler()
+            floor, sampler = evaluator.floor, session.sampler()
             scores = evaluator.scores(sampler, session.config.eval_images)
     except Stopped:
         return
@@ -55,10 +55,10 @@ def evaluate(session: Session, evaluator: Evaluator) -> None:
     run.log(update, {"speed/hours": session.clock()})
     run.flush()
     best = session.best["score"] if session.best else None
-    monitor, rarest_real = session.collapse_monitor, evaluator.floor.get("rarest_class")
+    monitor = session.collapse_monitor
     for warning in (
         monitor.samples(scores["spread"], scores[name], best, update),
-        monitor.classes(scores.get("rarest_class"), rarest_real, update),
+        monitor.classes(scores.get("rarest_class"), floor.get("rarest_class"), update),
     ):
         if warning:
             run.warn(warning)
@@ -85,7 +85,7 @@ def closing_message(session: Session, evaluator: Evaluator) -> str:
     if session.best is not None and session.scores:
         result = (
             f"{label} {session.scores[name]:.4g}, best {session.best['score']:.4g} "
-            f"(update {session.best['update']:,}), against {len(evaluator.real.features_NF):,} held-out images"
+            f"(update {session.best['update']:,}), against {evaluator.real_images:,} held-out images"
         )
     if session.run.stopped or session.update < config.updates:
         command = resume_command("generative.dcgan", config.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -24,29 +25,48 @@ SPREAD_IMAGES = 500  # the first images, of which the spread is computed
 class Evaluator:
     """Computes metrics of a generator against held-out images, whose features are extracted once.
 
+    Features of real images are extracted when they are first needed, so training does not wait for them.
+
     Attributes:
         extractor: network whose features are compared.
-        real: features of the held-out images.
-        floor: metrics of training images in place of generated ones, the best that a generator can expect.
+        real_images: number of held-out images.
     """
 
     def __init__(self, config: Config, data: Data, run: Run) -> None:
-        """Extract the features of the held-out images; the processes of the run divide them.
+        """Choose the feature extractor and the real images.
 
         Args:
             config: config of the run.
             data: held-out and training images.
             run: its `extra` records the origin of the pretrained backbone, and its folder holds --classifier.
         """
-        self._run = run
+        self._run, self._train = run, data.train
         self.extractor = FeatureExtractor.of_run(config, data.train.shape, run)
-        images = data.held_out.images[: config.eval_images]
-        self.real = self._extract(images)
-        self.real_spread = spread(images[:SPREAD_IMAGES])
+        self._number = config.eval_images
+        self._held_out = data.held_out.images[: self._number]
+        self.real_images = len(self._held_out)
+        self._real_spread = spread(self._held_out[:SPREAD_IMAGES])
+
+    @functools.cached_property
+    def real(self) -> FeatureSet:
+        """Features of the held-out images. The processes of the run divide them, so all must access this together."""
+        return self._extract(self._held_out)
+
+    @functools.cached_property
+    def floor(self) -> dict[str, float]:
+        """Metrics of training images in place of generated ones, the best that a generator can expect; printed, too.
+
+        The processes of the run divide the images, so all must access this together. In processes other than the main
+        one it is empty.
+        """
         # A random subset of the training images, since a data set may be sorted by class.
-        order_N = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(EVAL_SEED))
-        training_images = data.train.images[order_N[: config.eval_images]]
-        self.floor = self.extractor.compare(self.real, self._extract(training_images))
+        order_N = torch.randperm(len(self._train), generator=torch.Generator().manual_seed(EVAL_SEED))
+        real, training = self.real, self._extract(self._train.images[order_N[: self._number]])
+        if not self._run.world.is_main:
+            return {}
+        floor = self.extractor.compare(real, training)
+        self._run.print(f"floor (training images in place of generated ones): {format_scores(floor)}")
+        return floor
 
     def _extract(self, images_NCHW: Tensor) -> FeatureSet:
         run = self._run
@@ -57,14 +77,11 @@ class Evaluator:
     def protocol(self) -> Iterator[str]:
         """Describe how the metrics are computed, in lines of text."""
         yield self.extractor.protocol
-        real = len(self.real.features_NF)
-        yield f"against {real:,} held-out images; floor (training images in place of generated ones): " + format_scores(
-            self.floor
-        )
-        if real < FEW_HELD_OUT:
+        yield f"against {self.real_images:,} held-out images"
+        if self.real_images < FEW_HELD_OUT:
             yield (
-                f"the Fréchet distance to only {real:,} images is biased upward: compare it only with distances to "
-                f"the same number of images, or hold out more with --held-out-images"
+                f"the Fréchet distance to only {self.real_images:,} images is biased upward: compare it only with "
+                f"distances to the same number of images, or hold out more with --held-out-images"
             )
 
     def scores(self, sampler: Sampler, number: int) -> dict[str, float]:
@@ -84,13 +101,13 @@ class Evaluator:
             images_nCHW = sampler.generate(z_NZ[shard], None if label_N is None else label_N[shard])
             return self.extractor.extract(images_nCHW), images_nCHW[: max(0, SPREAD_IMAGES - shard.start)]
 
-        parts = evaluate_shards(self._run.world, self._run, number, generate)
+        real, parts = self.real, evaluate_shards(self._run.world, self._run, number, generate)
         if not self._run.world.is_main:
             return {}
         generated = FeatureSet.concatenate([features for features, _ in parts])
         images = torch.cat([images_nCHW for _, images_nCHW in parts])
-        scores = self.extractor.compare(self.real, generated)
-        scores["spread"] = spread(images) / max(self.real_spread, 1e-9)
+        scores = self.extractor.compare(real, generated)
+        scores["spread"] = spread(images) / max(self._real_spread, 1e-9)
         metadata = self.extractor.metadata
         if label_N is not None and metadata is not None and metadata.classes == sampler.class_names:
             scores["accuracy"] = label_accuracy(generated, label_N)

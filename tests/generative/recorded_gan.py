@@ -127,7 +127,7 @@ class GanRecording:
 
     Args:
         words: command line.
-        distances: scripted scores: of the training images, then of each evaluation.
+        distances: scripted scores: of the training images (in the first evaluation), then of each evaluation.
         world: processes that train together.
     """
 
@@ -137,6 +137,7 @@ class GanRecording:
         self.updates: list[Update] = []
         self.previews: list[Preview] = []
         self.extracted: list[Tensor] = []  # images whose features are computed
+        self.extracted_at: list[int] = []  # numbers of updates at which they are
         self.compared: list[tuple[int, int]] = []  # indices in `extracted` of real and generated images
         self._distances = iter(distances)
         self._phase, self._step, self._averaged = "", Step(), set[int]()
@@ -300,6 +301,7 @@ class GanRecording:
 
     def _extract(self, images_NCHW: Tensor) -> FeatureSet:
         self.extracted.append(images_NCHW)
+        self.extracted_at.append(len(self.updates))
         self._features.append(FeatureSet(torch.zeros(len(images_NCHW), 2, dtype=torch.float64), None))
         return self._features[-1]
 

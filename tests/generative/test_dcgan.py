@@ -184,7 +184,10 @@ def test_resuming_a_killed_run_is_bitwise_exact(finished: Path, tmp_path: Path) 
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "features: classifier deep_cnn" in out, "the protocol must be printed"
-    assert "against 20 held-out images; floor (training images in place of generated ones): fcd " in out
+    floor, later = out.split("\nfloor (training images in place of generated ones): fcd ")
+    assert "against 20 held-out images" in floor
+    assert "update 60: fcd" in later
+    assert "update 60: fcd" not in floor
     assert "the Fréchet distance to only 20 images is biased upward" in out
     assert out.strip().splitlines()[-1].startswith("glyphs at update 60: FCD ")
     assert metrics(killed) == metrics(finished)
@@ -213,15 +216,16 @@ def test_ctrl_c_saves_and_prints_the_command_to_resume(tmp_path: Path) -> None:
     assert update_of(folder) == at + 5
 
 
+@pytest.mark.parametrize("call", [1, 2], ids=["floor", "metrics"])
 def test_a_signal_interrupts_an_evaluation_which_is_repeated_after_resuming(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    call: int, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     compare = FeatureExtractor.compare
     calls = [0]
 
     def interrupted(self: FeatureExtractor, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         calls[0] += 1
-        if calls[0] in (2, 4):  # in the first evaluation, and in the last one; the others are those of training images
+        if calls[0] in (call, call + 2):  # in the first evaluation of a process: its floor (1, 3) or its metrics (2, 4)
             signal.raise_signal(signal.SIGTERM)
         return compare(self, real, fake)
 

@@ -168,7 +168,8 @@ def test_processes_train_on_disjoint_halves_with_other_latents() -> None:
         assert not torch.equal(one.samples[0].z, other.samples[0].z)
     used = [index for half in halves for update in half.updates for index in indices_of(update.pixels)]
     assert len(set(used)) == len(used) == 96
-    assert [len(half.compared) for half in halves] == [2, 1], "only the main process compares generated images"
+    assert [len(half.compared) for half in halves] == [2, 0], "only the main process compares images"
+    assert [len(half.extracted) for half in halves] == [3, 3], "held-out, training and generated images"
 
 
 # ---- penalties
@@ -233,6 +234,7 @@ def test_evaluations_compare_generated_images_with_held_out_ones(recording: GanR
     assert len(set(indices_of(training))) == 100
     assert set(indices_of(training)) <= set(TRAIN) - set(indices_of(held_out))
     assert recording.compared == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert recording.extracted_at == [5, 5, 5, 10, 14], "training does not wait for the floor"
     evaluated = [each for each in recording.previews if each.phase == "evaluation" and len(each.z) == 100]
     assert [each.update for each in evaluated] == [5, 10, 14]
     for each, images in zip(evaluated, generated, strict=True):
