@@ -50,7 +50,7 @@ from zerokara.agents.qlearning.policy import Exploration, Policy
 from zerokara.agents.qlearning.replay import ALL, Batch, Rows
 from zerokara.agents.training.replay_buffer import describe_fill, make_replay, min_transitions, random_batch, store
 from zerokara.agents.training.session import Session
-from zerokara.agents.training.start import Resources, start_run
+from zerokara.agents.training.start import Resources, process_seed, start_run
 from zerokara.core.compute import Compute
 from zerokara.core.run import LogCallback, Run
 
@@ -156,7 +156,7 @@ def make_learner(config: Config, resources: Resources) -> Learner:
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
         target_tau=config.target_tau,
-        seed=(config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED,  # differs from the seeds of replay and policy
+        seed=process_seed(config.seed, world) ^ 0x5EED,  # differs from the seeds of replay and policy
     )
 
 
@@ -252,7 +252,8 @@ def train(config: Config, run: Run, resources: Resources) -> str:
     """
     training = Training(config, run, resources)
     replay, world = training.replay, resources.world
-    actors = feed.ActorFeed(training, dqn_loss) if config.actors else None  # act instead of this process
+    # Actors in other processes act instead of this one.
+    actors = feed.ActorFeed(config, training, replay, training.learn, dqn_loss) if config.actors else None
 
     def metrics() -> dict[str, Any]:
         learning_rate = schedules.learning_rate(config, training.step)

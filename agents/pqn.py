@@ -19,7 +19,8 @@ Top to bottom: the lambda-returns and the loss, one iteration of the loop (colle
 update the network on minibatches). Precision and compilation are in agents/qlearning/learner.py; logging, evaluation
 and checkpoints in agents/training/session.py, the start of a run in agents/training/start.py.
 
-Shapes: T steps of a rollout, N environments, B minibatch, A actions, U units of an LSTM, C, H, W an observation.
+Shapes: T steps of a rollout, N environments, B minibatch, A actions, C, H, W an observation, U units of an LSTM, whose
+state has 2 parts, outputs and cells.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from functools import partial
 from zerokara.agents.configs.pqn import KIND, Config, check_minibatches, read_config
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import run_main
-from zerokara.core.schedules import linear
 
 # OpenMP threads wait for work in a loop that keeps the core busy (they spin). After each forward pass this would take a
 # core from the emulators, so the spin count is limited. OpenMP reads the variable when PyTorch is imported.
@@ -187,39 +187,37 @@ class Training(Session):
 
     @property
     def epsilon(self) -> float:
-        """Probability that a random action is taken (with ez-greedy exploration: started) at this step."""
-        config = self.config
-        return linear(self.step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps)
+        """Probability of a random action: linear from `epsilon_start` to `epsilon_end` in `epsilon_decay_steps`."""
+        return schedules.linear_epsilon(self.config, self.step)
 
     def iterate(self) -> None:
         """Collect a rollout and update the network on it."""
         epsilon, self.initial_state_2NU = self.epsilon, self.memory.state_2NU
         for t in range(self.config.rollout_steps):
-            self._step(t, epsilon)
-        self.value_TN[-1] = self.policy.step(self.obs, self.memory.state_2NU)[0].amax(dim=1)
+            self.collect_step(t, epsilon)
+        self.value_TN[-1] = self.policy.values_and_state(self.obs, self.memory.state_2NU)[0].amax(dim=1)
         with self.timed("learn"):
             self.learn()
 
-    def _step(self, t: int, epsilon: float) -> None:
-        """Do step t of the rollout in all environments."""
+    def collect_step(self, t: int, epsilon: float) -> None:
+        """Do step t of the rollout in all environments: act, and write the result into the rollout buffers."""
         with self.timed("act"):
-            q_NA, self.memory.state_2NU = self.policy.step(self.obs, self.memory.state_2NU)
+            q_NA, self.memory.state_2NU = self.policy.values_and_state(self.obs, self.memory.state_2NU)
             self.value_TN[t] = q_NA.amax(dim=1)
-            explore_N, random_N = self.exploration.sample(epsilon)
-            selected_N = torch.where(explore_N, random_N, self.compute.to_host(q_NA.argmax(dim=1)))
-            action_N = self.env.executed(selected_N.numpy())
+            action_N = self.env.executed(self.policy.epsilon_greedy(q_NA, epsilon, self.exploration))
         with self.timed("emulate"):
             self.env.send(action_N)
             self.obs_TN[t].copy_(torch.from_numpy(self.obs))
             self.action_TN[t].copy_(torch.from_numpy(action_N))
             result = self.env.recv()
             reward_N = np.sign(result.reward) if self.config.clip_rewards else result.reward
-            terminal_N = result.terminal | result.life_lost if self.config.terminal_on_life_loss else result.terminal
+            terminal_N = (result.terminal | result.life_lost) if self.config.terminal_on_life_loss else result.terminal
             self.reward_TN[t].copy_(torch.from_numpy(reward_N))
             self.terminal_TN[t].copy_(torch.from_numpy(terminal_N))
             self.truncated_TN[t].copy_(torch.from_numpy(result.truncated))
             if result.truncated.any():  # bootstrap from the last observation, not from the first of the next episode
-                self.last_value_TN[t] = self.policy.step(result.last_obs, self.memory.state_2NU)[0].amax(dim=1)
+                last_q_NA, _ = self.policy.values_and_state(result.last_obs, self.memory.state_2NU)
+                self.last_value_TN[t] = last_q_NA.amax(dim=1)
             ended_N = result.terminal | result.truncated
             self.ended_TN[t].copy_(torch.from_numpy(ended_N))
             self.memory.forget(ended_N)
@@ -243,7 +241,8 @@ class Training(Session):
         if config.final_learning_rate is not None:
             self.learner.set_learning_rate(schedules.learning_rate(config, self.step))
         for _ in range(config.update_epochs):
-            for minibatch in (self.sequences if config.lstm_units else self.minibatches)(return_TN):
+            minibatches = self.sequences(return_TN) if config.lstm_units else self.minibatches(return_TN)
+            for minibatch in minibatches:
                 self.learner.step(*minibatch)
                 self.updates += 1
         if config.average_every == "rollout":  # local SGD: the processes communicate once per rollout
@@ -258,7 +257,9 @@ class Training(Session):
 
     def sequences(self, return_TN: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Yield the same for whole rollouts of environments in random order, and starts of episodes and states."""
-        first_TN = F.pad(self.ended_TN[:-1], (0, 0, 1, 0))  # the initial state is zero where an episode starts
+        # An episode starts after a step that ended one. A row of zeros stands before: where an episode starts at the
+        # first step of the rollout, the initial state is zero anyway.
+        first_TN = F.pad(self.ended_TN[:-1], (0, 0, 1, 0))
         order = torch.randperm(self.num_envs, generator=self.shuffle, device=return_TN.device)
         for index in order.chunk(self.config.num_minibatches):
             steps = (tensor_TN[:, index].flatten(0, 1) for tensor_TN in (self.obs_TN, self.action_TN, return_TN))

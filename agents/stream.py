@@ -31,7 +31,6 @@ from collections.abc import Callable, Sequence
 from zerokara.agents.configs.stream import KIND, Config, check_processes, read_config
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import run_main
-from zerokara.core.schedules import linear
 
 if __name__ == "__main__":
     check_command_line(read_config, __doc__)  # before the imports below, which take seconds
@@ -101,9 +100,8 @@ class Training(Session):
 
     @property
     def epsilon(self) -> float:
-        """Probability that a random action is taken (with ez-greedy exploration: started) at this step."""
-        config = self.config
-        return linear(self.step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps)
+        """Probability of a random action: linear from `epsilon_start` to `epsilon_end` in `epsilon_decay_steps`."""
+        return schedules.linear_epsilon(self.config, self.step)
 
     def observe(self, obs_NCHW: np.ndarray) -> None:
         """Add the newest frame of an observation to the statistics with which observations are normalized."""
@@ -121,14 +119,13 @@ class Training(Session):
     def iterate(self) -> None:
         """Do one step in the environment and one update."""
         with self.timed("act"):
-            q_A = self.learner.values(self.obs)[0]
-            greedy_N = self.compute.to_host(q_A.argmax(dim=0, keepdim=True))
-            explore_N, random_N = self.exploration.sample(self.epsilon)
-            action_N = self.env.executed(torch.where(explore_N, random_N, greedy_N).numpy())
-            is_greedy = bool(action_N[0] == greedy_N[0])
+            q_NA = self.learner.values(self.obs)
+            action_N = self.env.executed(self.policy.epsilon_greedy(q_NA, self.epsilon, self.exploration))
+            action = int(action_N[0])
+            is_greedy = action == int(q_NA[0].argmax())
         self.env.send(action_N)
         with self.timed("learn"):
-            value = q_A[int(action_N[0])]
+            value = q_NA[0, action]
             self.add_gradient(value, is_greedy)
         with self.timed("emulate"):
             step = self.env.recv()

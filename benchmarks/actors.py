@@ -70,7 +70,7 @@ def measure(actors: int, arguments: argparse.Namespace, compute: Compute | None)
         compute.apply()
         run = Run(config, kind="benchmark", name="run", resume=False, quiet=True, root=Path(folder))
         training = dqn.Training(config, run, Resources(env, compute, World()))
-        side = feed.ActorFeed(training, dqn.dqn_loss) if actors else training
+        side = feed.ActorFeed(config, training, training.replay, training.learn, dqn.dqn_loss) if actors else training
         training.obs = env.reset(1)
         while training.updates < arguments.updates_before:
             side.iterate()

@@ -1,6 +1,6 @@
 """Learner's side of a DQN run with actors: asks actors for steps, stores them, and keeps the two at the same pace.
 
-    actors = ActorFeed(training, dqn_loss)
+    actors = ActorFeed(config, training, training.replay, training.learn, dqn_loss)
     for _ in training.iterations(actors.metrics):
         actors.iterate()                           # in place of training.iterate()
 
@@ -20,9 +20,8 @@ replaced by a new one with other seeds, which continues its ring buffers with ne
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,16 +31,13 @@ from zerokara.agents.actors.ray_actors import RayActors
 from zerokara.agents.configs.actors import replay_ratios
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning import schedules
-from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
-from zerokara.agents.qlearning.replay import Replay, Rows
+from zerokara.agents.qlearning.replay import Replay
 from zerokara.agents.training.replay_buffer import store
+from zerokara.agents.training.session import Session
 from zerokara.core.checkpoint import later_seed
-from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval
-from zerokara.envs import Step, VectorEnv
 
 UPDATES_AT_ONCE = 4  # between two looks at what the actors have sent
 MAX_WAIT = 0.2  # seconds between two looks at signals while there is nothing to learn from
@@ -76,49 +72,22 @@ class Actors(Protocol):
         """Describe where the actors run, and what they wait for."""
 
 
-class Training(Protocol):
-    """Part of `Training` of agents/dqn.py that is used here."""
-
-    config: Config
-    run: Run
-    compute: Compute
-    env: VectorEnv
-    learner: Learner
-    replay: Replay
-    seed: int
-    step: int
-    updates: int
-    resumed: bool
-    seconds: dict[str, float]
-
-    def register(self, **parts: Any) -> None:
-        """See `Session.register`."""
-
-    def timed(self, part: str) -> contextlib.AbstractContextManager[None]:
-        """See `Session.timed`."""
-
-    def record(self, step: Step, rows: Rows) -> None:
-        """See `Session.record`."""
-
-    def end_episodes(self, rows: Rows = ...) -> None:
-        """See `Session.end_episodes`."""
-
-    def learn(self, limit: int | None = None) -> None:
-        """Do the updates that are due, at most `limit`."""
-
-
 class ActorFeed:
     """Actors of a run, and what the learner does with them in one iteration.
 
     Args:
+        config: config of the run.
         training: state of the run.
+        replay: its replay buffer.
+        learn: does the updates that are due, at most as many as it is given.
         loss: `dqn_loss`.
     """
 
-    def __init__(self, training: Training, loss: Loss) -> None:
-        config = training.config
-        self.training, self.config = training, config
-        self._loss = loss
+    def __init__(
+        self, config: Config, training: Session, replay: Replay, learn: Callable[[int], object], loss: Loss
+    ) -> None:
+        self.config, self.training, self.replay = config, training, replay
+        self._learn, self._loss = learn, loss
         self._actors: Actors | None = None  # started by the first iteration
         self._min_ratio, maximum = replay_ratios(config)
         self._round = config.total_envs * config.actor_steps  # steps of a chunk of every actor
@@ -159,7 +128,7 @@ class ActorFeed:
         if training.step >= config.total_steps:  # no iteration follows
             limit = max(0, self._updates_wanted(training.step) - training.updates)
         with training.timed("learn"):
-            training.learn(limit)
+            self._learn(limit)
 
     def _start(self) -> Actors:
         """Start the actors."""
@@ -216,7 +185,7 @@ class ActorFeed:
 
     def _store_chunk(self, chunk: Chunk, rows: np.ndarray) -> None:
         """Store the steps of a chunk in the ring buffers `rows`, with the priorities of their transitions."""
-        training, replay = self.training, self.training.replay
+        training, replay = self.training, self.replay
         staleness = training.updates - chunk.version
         usable = staleness <= self.config.max_staleness
         self._staleness.append(staleness)

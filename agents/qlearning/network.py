@@ -243,9 +243,10 @@ class RecurrentNetwork(QNetwork):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Q-values (B, A) of images that are the first ones of their episodes."""
-        return self.step(x_BCHW, torch.zeros(2, len(x_BCHW), self.lstm.hidden_size, device=x_BCHW.device))[0]
+        state_2BU = torch.zeros(2, len(x_BCHW), self.lstm.hidden_size, device=x_BCHW.device)
+        return self.values_and_state(x_BCHW, state_2BU)[0]
 
-    def step(self, x_BCHW: Tensor, state_2BU: Tensor) -> tuple[Tensor, Tensor]:
+    def values_and_state(self, x_BCHW: Tensor, state_2BU: Tensor) -> tuple[Tensor, Tensor]:
         """Q-values (B, A) of images, and the state after them, from the state before them."""
         state_2BU = self._next_state(self._lstm_inputs(x_BCHW), state_2BU)
         return self._from_lstm(state_2BU[0]), state_2BU

@@ -122,7 +122,7 @@ class Policy:
         obs = torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True)
         return self._values(self._converted(obs))
 
-    def step(self, obs_NCHW: np.ndarray, state_2NU: Tensor) -> tuple[Tensor, Tensor]:
+    def values_and_state(self, obs_NCHW: np.ndarray, state_2NU: Tensor) -> tuple[Tensor, Tensor]:
         """Q-values (N, A) of observations, and the state of the LSTM after them; without an LSTM the state is empty."""
         return self.values(obs_NCHW), state_2NU
 
@@ -136,12 +136,15 @@ class Policy:
 
         Observations may be given as the step that led to them: their frames are stacked if the network acts.
         """
-        explore_N, random_N = exploration.sample(epsilon)
         if not isinstance(epsilon, Tensor) and epsilon >= 1:
-            return random_N.numpy()
+            return exploration.sample(epsilon)[1].numpy()
         obs_NCHW = obs_NCHW.obs if isinstance(obs_NCHW, Step) else obs_NCHW
-        greedy_N = self.compute.to_host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))
-        return torch.where(explore_N, random_N, greedy_N).numpy()
+        return self.epsilon_greedy(self.values(obs_NCHW, noisy=noisy), epsilon, exploration)
+
+    def epsilon_greedy(self, q_NA: Tensor, epsilon: float | Tensor, exploration: Exploration) -> np.ndarray:
+        """Select epsilon-greedy actions (N,) int64 from Q-values."""
+        explore_N, random_N = exploration.sample(epsilon)
+        return torch.where(explore_N, random_N, self.compute.to_host(q_NA.argmax(dim=1))).numpy()
 
 
 class RecurrentPolicy(Policy):
@@ -155,21 +158,22 @@ class RecurrentPolicy(Policy):
     def __init__(self, network: RecurrentNetwork, compute: Compute) -> None:
         super().__init__(network, compute)
         self.memory = Memory(0, network.lstm.hidden_size, compute)
-        self._step = compute.function(self._step_eager)
+        self._values_and_state = compute.function(self._values_and_state_eager)
 
-    def _step_eager(self, obs_NCHW: Tensor, state_2NU: Tensor) -> tuple[Tensor, Tensor]:
+    def _values_and_state_eager(self, obs_NCHW: Tensor, state_2NU: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), self.compute.autocast():
-            return self.network.step(self.compute.images(obs_NCHW), state_2NU)
+            return self.network.values_and_state(self.compute.images(obs_NCHW), state_2NU)
 
-    def step(self, obs_NCHW: np.ndarray, state_2NU: Tensor) -> tuple[Tensor, Tensor]:
+    def values_and_state(self, obs_NCHW: np.ndarray, state_2NU: Tensor) -> tuple[Tensor, Tensor]:
         """Q-values (N, A) of observations, and the state after them; that of `values` is not used."""
-        return self._step(torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True), state_2NU)
+        obs = torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True)
+        return self._values_and_state(obs, state_2NU)
 
     def values(self, obs_NCHW: np.ndarray, *, noisy: bool = False) -> Tensor:
         """Q-values (N, A) of the next observations of N episodes."""
         if self.memory.state_2NU.shape[1] != len(obs_NCHW):
             self.memory = Memory(len(obs_NCHW), self.network.lstm.hidden_size, self.compute)
-        q_NA, self.memory.state_2NU = self.step(obs_NCHW, self.memory.state_2NU)
+        q_NA, self.memory.state_2NU = self.values_and_state(obs_NCHW, self.memory.state_2NU)
         return q_NA
 
     def forget(self, rows: Rows = ALL) -> None:

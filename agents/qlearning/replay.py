@@ -54,7 +54,7 @@ class Batch(NamedTuple):
     weight: Tensor  # (B,) float32, weight in the loss; 0 for the rare sample without a transition
 
 
-Rows = np.ndarray | slice  # indices of some of the environments
+Rows = np.ndarray | slice  # some of the environments: indices, a mask (N,) bool, or a slice
 ALL = slice(None)
 Lookup = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from zerokara.agents.configs import pqn, stream
 from zerokara.agents.configs.common import Settings
 from zerokara.agents.configs.dqn import Config
 from zerokara.core import schedules
@@ -18,6 +19,11 @@ def epsilon(config: Config, step: int) -> float:
     begin = config.learning_starts if config.epsilon_decay_begins == "learning_starts" else 0
     decay = schedules.linear if config.epsilon_schedule == "linear" else schedules.exponential_approach
     return float(decay(step, config.epsilon_start, config.epsilon_end, begin, config.epsilon_decay_steps))
+
+
+def linear_epsilon(config: pqn.Config | stream.Config, step: int) -> float:
+    """Probability of a random action at an agent step, of PQN and of streaming Q(lambda)."""
+    return schedules.linear(step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps)
 
 
 def actor_epsilons(config: Config) -> np.ndarray:

@@ -34,7 +34,7 @@ from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_pr
 from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.agents.training.report import bar_fields, closing_line, format_progress, format_scores, print_settings
-from zerokara.agents.training.start import Resources
+from zerokara.agents.training.start import Resources, process_seed
 from zerokara.core import checkpoint
 from zerokara.core.config import Stopped, to_dict
 from zerokara.core.divergence import check_finite
@@ -63,7 +63,7 @@ class Session(ABC):
         self.config, self.run, self.program = config, run, program
         self.env, self.compute, self.world = resources.env, resources.compute, resources.world
         self.num_envs = config.total_envs // self.world.size
-        self.seed = config.seed * 1_000_003 + self.world.rank * 10_007  # of this process
+        self.seed = process_seed(config.seed, self.world)
         self.step = 0  # agent steps, summed over all processes
         self.updates = self.episodes = self.last_evaluation_step = 0
         self.running_return_N = np.zeros(self.num_envs)
@@ -88,7 +88,10 @@ class Session(ABC):
     @property
     @abstractmethod
     def epsilon(self) -> float:
-        """Probability that a random action is taken (with ez-greedy exploration: started) at this step."""
+        """Probability of a random action at this step.
+
+        With ez-greedy exploration, the probability that a random action starts, which is then repeated for some steps.
+        """
 
     @property
     def mean_return(self) -> float | None:

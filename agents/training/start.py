@@ -37,6 +37,11 @@ class Resources:
     """Processes that train together."""
 
 
+def process_seed(seed: int, world: World) -> int:
+    """Return the seed of a process, from the seed of the run."""
+    return seed * 1_000_003 + world.rank * 10_007
+
+
 def make_env(config: Settings, world: World) -> envs.VectorEnv:
     """Create the environments of one process. `start_run` does this first, so that a mistake creates no run folder.
 

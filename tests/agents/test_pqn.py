@@ -338,12 +338,12 @@ def test_epsilon_1_acts_at_random_and_epsilon_0_greedily(
     training = make_training(**SCRIPTED)
     training.obs = env.reset(0)
     q_NA = training.policy.values(training.obs).clone()
-    training._step(0, 0.0)
+    training.collect_step(0, 0.0)
     assert training.action_TN[0].tolist() == q_NA.argmax(dim=1).tolist()
     twin = Exploration(3, env.num_actions, seed=0)
     twin.load_state_dict(training.exploration.state_dict())
     random_N = twin.sample(1.0)[1]
-    training._step(1, 1.0)
+    training.collect_step(1, 1.0)
     assert torch.equal(training.action_TN[1], random_N)
 
 

@@ -86,7 +86,7 @@ def test_steps_one_by_one_equal_the_sequence_and_the_first_starts_from_zero() ->
     state_2NU = torch.zeros(2, N, UNITS)
     q_TNA = network.unroll(x, FIRST_TN, state_2NU).view(T, N, ACTIONS)
     for t, x_NCHW in enumerate(x.view(T, N, *OBS)):
-        q_NA, state_2NU = network.step(x_NCHW, state_2NU * (1 - FIRST_TN[t])[:, None])
+        q_NA, state_2NU = network.values_and_state(x_NCHW, state_2NU * (1 - FIRST_TN[t])[:, None])
         torch.testing.assert_close(q_NA, q_TNA[t])
     torch.testing.assert_close(network(x[:N]), q_TNA[0])
 
@@ -155,7 +155,7 @@ def test_a_policy_remembers_each_row_until_it_forgets() -> None:
     expected = network.unroll(x[:2].flatten(0, 1), first_TN, torch.zeros(2, N, UNITS))
     torch.testing.assert_close(second, expected[N:].detach())
     state_2NU = policy.memory.state_2NU.clone()
-    policy.step(obs[2], torch.zeros(2, N, UNITS))
+    policy.values_and_state(obs[2], torch.zeros(2, N, UNITS))
     assert torch.equal(policy.memory.state_2NU, state_2NU), "step leaves the memory of values as it is"
     policy.forget()
     torch.testing.assert_close(policy.values(obs[2]), network(x[2]).detach())

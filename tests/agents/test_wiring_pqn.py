@@ -57,7 +57,8 @@ def test_pqn_trains_on_the_lambda_returns_of_its_rollouts(
         """State of the LSTM after the observations of the episode before this one."""
         state_2NU = torch.zeros(2, 1, lstm_units)
         for step in range(origin.step):
-            state_2NU = training.policy.step(env.observe(origin._replace(step=step))[None], state_2NU)[1]
+            obs = env.observe(origin._replace(step=step))[None]
+            state_2NU = training.policy.values_and_state(obs, state_2NU)[1]
         return state_2NU[:, 0]
 
     def learn(training: pqn.Training) -> None:

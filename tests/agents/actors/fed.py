@@ -14,6 +14,10 @@ from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.core.run import Run
 
 
+def make_feed(config: Config, training: dqn.Training) -> feed.ActorFeed:
+    return feed.ActorFeed(config, training, training.replay, training.learn, dqn.dqn_loss)
+
+
 class Fed:
     """Training with its actors, without the rest of the loop."""
 
@@ -21,7 +25,7 @@ class Fed:
         self.config = Config(**(SETTINGS | {"save_replay": False} | changes))
         with Run(self.config, kind="dqn", name="run", resume=False, quiet=True, root=folder) as run:
             self.training = dqn.Training(self.config, run, resources(self.config))
-            self.feed = feed.ActorFeed(self.training, dqn.dqn_loss)
+            self.feed = make_feed(self.config, self.training)
         self.training.obs = self.training.env.reset(0)
 
     @property

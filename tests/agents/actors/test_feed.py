@@ -172,7 +172,7 @@ def test_a_ratio_of_its_own_changes_the_number_of_updates(tmp_path: Path) -> Non
 def test_actors_get_no_orders_while_the_learner_is_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fed = Fed(tmp_path, actor_steps=2)
     fed.until(120)
-    monkeypatch.setattr(dqn.Training, "learn", lambda training, limit=None: None)
+    monkeypatch.setattr(fed.feed, "_learn", lambda limit: None)
     fed.iterate(60)
     # A round of 12 steps is allowed, and two orders of each actor were on their way.
     assert 132 <= fed.training.step <= 120 + 3 * 12 + 6
@@ -186,7 +186,7 @@ def test_with_a_minimum_of_0_the_actors_never_wait(tmp_path: Path, monkeypatch: 
     fed = Fed(tmp_path, min_replay_ratio=0.0)
     fed.until(120)
     with monkeypatch.context() as patch:
-        patch.setattr(dqn.Training, "learn", lambda training, limit=None: None)
+        patch.setattr(fed.feed, "_learn", lambda limit: None)
         fed.iterate(60)
     assert fed.training.step > 600
 

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.agents.actors.fed import Fed, train
+from tests.agents.actors.fed import Fed, make_feed, train
 from tests.agents.actors.local_actors import SETTINGS, LocalActors
 from tests.agents.resources import resources
 from tests.programs import metrics
 from zerokara.agents import dqn
-from zerokara.agents.actors import feed
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.replay import LAST
@@ -73,7 +72,7 @@ def test_a_resumed_run_continues_its_counts_and_begins_new_episodes(tmp_path: Pa
     config = Config(**(SETTINGS | {"name": "run", "total_steps": 600}))
     with Run(config, kind="dqn", name="run", resume=True, quiet=True, root=tmp_path) as run:
         training = dqn.Training(config, run, resources(config))
-        actors = feed.ActorFeed(training, dqn.dqn_loss)
+        actors = make_feed(config, training)
         actors.replaced = 7
         training.start()
         assert actors.replaced == 0
@@ -95,7 +94,7 @@ def test_a_checkpoint_is_saved_before_chunks_overwrite_what_the_last_one_needs(t
     saves: list[np.ndarray] = []
     with Run(config, kind="dqn", name="run", resume=False, quiet=True, root=tmp_path) as run:
         training = dqn.Training(config, run, resources(config))
-        actors = feed.ActorFeed(training, dqn.dqn_loss)
+        actors = make_feed(config, training)
         training.obs = training.env.reset(0)
         replay = training.replay
         for _ in range(120):
