@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import itertools
 import os
 import re
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -47,6 +46,9 @@ from zerokara.core.programs import program, short_names
 ConfigT = TypeVar("ConfigT", bound=Any)
 Requirement = tuple[Callable[[Any], bool], str]
 """Condition on a config under which a field has an effect, and the settings that fulfill it."""
+
+Given = list[tuple[str, list[str]]]
+"""Names of fields and the words that were typed as their values, in the order of the command line."""
 
 Layers = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -83,17 +85,21 @@ def parse(
             preset other than that of `saved`.
     """
     words = _normalized(list(sys.argv[1:] if argv is None else argv))
-    base = _base(config_class, presets, saved, words)
-    words = _with_new_names(config_class, base, words)
-    help_word = next((word for word in words if word in ("-h", "--help", "--help-all")), None)
-    preset = _preset_in(words) or str(getattr(saved or config_class, "preset", ""))
+    given, mistake = _split(config_class, words)
+    preset = " ".join(dict(given).get("preset", ())) or str(getattr(saved or config_class, "preset", ""))
+    start = {**presets.get(preset, {}), "preset": preset} if presets else {}
+    given = _with_new_names(config_class, given, saved or config_class(**start))
     if presets and preset not in presets:
         raise UserError(
             f"There is no preset {preset!r}{suggest(preset, presets)}; choose one with "
             f"--preset {{{','.join(presets)}}}."
         )
-    default = _base(config_class, presets, saved, words, layers)
+    layer_values: dict[str, Any] = {}
+    for field, by_value in layers.items():
+        layer_values |= by_value.get(" ".join(dict(given).get(field, ())), {})
+    default: ConfigT = saved or config_class(**start | layer_values)
     validate(default)
+    help_word = next((word for word in words if word in ("-h", "--help", "--help-all")), None)
     if help_word is not None:
         everything = help_word == "--help-all"
         print(help_text(config_class, default, presets, description, everything=everything))
@@ -102,11 +108,13 @@ def parse(
         raise UserError(
             f"A resumed run keeps its preset: leave out --preset {preset}, or start a new run with another --name."
         )
-    values = _read(config_class, presets, words)
+    values = {name: _value(config_class, name, typed) for name, typed in given}
+    if mistake:
+        raise UserError(mistake)
     config: ConfigT = replace(default, **values)
     validate(config)
     if adjust is not None and saved is None:
-        config = adjust(config, {*values, *_layer_values(layers, words)})
+        config = adjust(config, {*values, *layer_values})
         validate(config)
     resumes = saved is None and getattr(config, "resume", False)  # the other settings are those of the run
     if not without_effect and not resumes:
@@ -140,15 +148,14 @@ def check_command_line(read: Callable[[Sequence[str] | None, str], object], desc
     run_main(check)
 
 
-def given_fields(
-    config_class: type[Any], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None, saved: Any
-) -> frozenset[str]:
+def given_fields(config_class: type[Any], argv: Sequence[str] | None, saved: Any) -> frozenset[str]:
     """Return the names of the fields that a command line sets; arguments as for `parse`, which must accept them.
 
     They include fields that are set to the value they have without a flag.
     """
     words = _normalized(list(sys.argv[1:] if argv is None else argv))
-    return frozenset(_read(config_class, presets, _with_new_names(config_class, saved, words)))
+    given, _ = _split(config_class, words)
+    return frozenset(dict(_with_new_names(config_class, given, saved)))
 
 
 def parse_with_program(
@@ -213,72 +220,90 @@ def named_fields(config_class: type[Any], words: Iterable[str], settings: Mappin
 # ---- from words to values
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse that raises instead of printing its usage and leaving."""
+class _Append(argparse.Action):
+    """Appends the name of a field and the words of its value to `given`, in the order of the command line."""
 
-    def error(self, message: str) -> Any:
-        raise argparse.ArgumentError(None, message)
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        words = self.const if self.nargs == 0 else [values] if isinstance(values, str) else values
+        namespace.given.append((self.dest, words))
 
 
-def _read(config_class: type[Any], presets: Iterable[str], words: Sequence[str]) -> dict[str, Any]:
-    """Values of the fields that the words set."""
-    parser = _parser(config_class, presets)
+def _split(config_class: type[Any], words: list[str]) -> tuple[Given, str]:
+    """Return the fields that the words set, and the message about the first word that sets none, or an empty one.
+
+    argparse ends at a switch with a value (--double=1): the words after it are not read.
+    """
+    namespace = argparse.Namespace(given=[])
     try:
-        parsed, unknown = parser.parse_known_intermixed_args(list(words))
+        _, unknown = _parser(config_class).parse_known_intermixed_args(words, namespace)
     except argparse.ArgumentError as error:
-        raise UserError(_value_error(config_class, str(error.argument_name or ""), words)) from None
-    if unknown:
-        raise UserError(_word_error(config_class, unknown[0]))
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
+        option = str(error.argument_name)
+        (name,) = named_fields(config_class, [option], {})
+        return namespace.given, f"{option} takes no value: write {flag(name)} or {negated_flag(name)}."
+    return namespace.given, _word_error(config_class, unknown[0]) if unknown else ""
 
 
-def _parser(config_class: type[Any], presets: Iterable[str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog=program(), add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name, annotation in field_types(config_class).items():
+def _parser(config_class: type[Any]) -> argparse.ArgumentParser:
+    """Return a parser of the fields, by today's and older names. Values that are missing or wrong are no errors."""
+    parser = argparse.ArgumentParser(
+        prog=program(), add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
+    )
+    annotations = field_types(config_class)
+    for name in {**annotations, **class_mapping(config_class, "RENAMED")}:
+        annotation = annotations[rename(config_class, name, {})]
         hint, marks = split_annotation(annotation)
         positional = next((mark for mark in marks if isinstance(mark, Positional)), None)
-        several = get_origin(hint) is tuple
-        item = get_args(hint)[0] if several else hint
-        keywords: dict[str, Any] = {"type": _converter(item), "default": argparse.SUPPRESS}
+        nargs = "*" if get_origin(hint) is tuple else "?"
         if positional is not None:
-            parser.add_argument(name, nargs="*" if several else "?", metavar=positional.word, **keywords)
-        elif hint is bool:
-            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, dest=name)
+            parser.add_argument(name, action=_Append, nargs=nargs, metavar=positional.word)
         elif is_switch(annotation):  # bool | None: also --x true, --x false and --x None
-            parser.add_argument(flag(name), dest=name, nargs="?", const=True, **keywords)
-            parser.add_argument(
-                negated_flag(name), dest=name, action="store_const", const=False, default=argparse.SUPPRESS
-            )
+            parser.add_argument(flag(name), dest=name, action=_Append, nargs=0 if hint is bool else "?", const=["True"])
+            parser.add_argument(negated_flag(name), dest=name, action=_Append, nargs=0, const=["False"])
         else:
-            parser.add_argument(flag(name), dest=name, nargs="*" if several else None, **keywords)
+            parser.add_argument(flag(name), dest=name, action=_Append, nargs=nargs, const=[])
     return parser
 
 
-def _converter(hint: Any) -> Callable[[str], Any]:
-    """Return a function that converts one word to a value of type `hint`, or raises ValueError."""
+def _value(config_class: type[Any], name: str, words: Sequence[str]) -> Any:
+    """Convert the words of a value to the type of the field.
 
-    def convert(word: str) -> Any:
-        origin = get_origin(hint)
-        if origin in (Union, types.UnionType):
-            for option in get_args(hint):
-                try:
-                    return _converter(option)(word)
-                except ValueError:
-                    continue
+    Raises:
+        UserError: the value is missing or has the wrong type.
+    """
+    annotation = field_types(config_class)[name]
+    hint, _ = split_annotation(annotation)
+    try:
+        if get_origin(hint) is tuple:
+            return tuple(_convert(get_args(hint)[0], word) for word in words)
+        (word,) = words
+        return _convert(hint, word)
+    except ValueError:
+        text = " ".join(words)
+        wrong = f"cannot be {text!r}: it must be" if text else "needs a value:"
+        raise UserError(f"{flag(name)} {wrong} {describe_type(annotation)}.") from None
+
+
+def _convert(hint: Any, word: str) -> Any:
+    """Convert a word to a value of type `hint`, or raise ValueError."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        for option in get_args(hint):
+            try:
+                return _convert(option, word)
+            except ValueError:
+                continue
+        raise ValueError(word)
+    if origin is Literal:
+        return next((value for value in get_args(hint) if str(value) == word), word)  # `validate` refuses others
+    if hint is types.NoneType:
+        if word != "None":
             raise ValueError(word)
-        if origin is Literal:
-            return next((value for value in get_args(hint) if str(value) == word), word)  # `validate` refuses others
-        if hint is types.NoneType:
-            if word != "None":
-                raise ValueError(word)
-            return None
-        if hint is bool:
-            if word not in ("True", "False", "true", "false"):
-                raise ValueError(word)
-            return word in ("True", "true")
-        return hint(word)
-
-    return convert
+        return None
+    if hint is bool:
+        if word not in ("True", "False", "true", "false"):
+            raise ValueError(word)
+        return word in ("True", "true")
+    return hint(word)
 
 
 def _normalized(words: list[str]) -> list[str]:
@@ -288,90 +313,33 @@ def _normalized(words: list[str]) -> list[str]:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             result.append(name.replace("_", "-") + equals + value)
-        elif _is_number(word) and not _ARGPARSE_NUMBER.fullmatch(word) and result and result[-1].startswith("--"):
+        elif _NEGATIVE_NUMBER.fullmatch(word) and result and result[-1].startswith("--"):
             result[-1] += f"={word}"
         else:
             result.append(word)
     return result
 
 
-# What argparse does not take for a flag: other numbers, and negative ones in this notation.
-_ARGPARSE_NUMBER = re.compile(r"[^-].*|-\d+|-\d*\.\d+")
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _base(
-    config_class: type[ConfigT],
-    presets: Mapping[str, Mapping[str, Any]],
-    saved: ConfigT | None,
-    words: Sequence[str],
-    layers: Layers = MappingProxyType({}),
-) -> ConfigT:
-    """Return the config without flags: that of the resumed run, or class defaults, preset and layers."""
-    if saved is not None:
-        return saved
-    name = _preset_in(words) or str(getattr(config_class, "preset", ""))
-    values: dict[str, Any] = {**presets.get(name, {}), "preset": name} if presets else {}
-    config: ConfigT = config_class(**values | _layer_values(layers, words))
-    return config
-
-
-def _layer_values(layers: Layers, words: Sequence[str]) -> dict[str, Any]:
-    """Return the values that the layers of given flags set."""
-    values: dict[str, Any] = {}
-    for field, by_value in layers.items():
-        values |= by_value.get(_value_of(flag(field), words).split(" ")[0], {})
-    return values
-
-
-def _preset_in(words: Sequence[str]) -> str:
-    """Return the value of the last --preset, or an empty string without one."""
-    return _value_of("--preset", words).split(" ")[0]
-
-
-def _value_of(flag_: str, words: Sequence[str]) -> str:
-    """Return the words after the last occurrence of a flag; empty if it is not given or has no value."""
-    given: list[str] = []
-    for index, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == flag_:
-            rest = itertools.takewhile(lambda following: not following.startswith("--"), words[index + 1 :])
-            given = [value] if equals else list(rest)
-    return " ".join(given)
+# A word like -1e-3, which argparse takes for a flag; words like -2 and -.5 it takes for values.
+_NEGATIVE_NUMBER = re.compile(r"(?i)-(?!\d+$|\d*\.\d+$)(\.?\d|inf|nan).*")
 
 
 # ---- old names, names of other libraries, flags without effect
 
 
-def _with_new_names(config_class: type[Any], base: Any, words: Sequence[str]) -> list[str]:
-    """Replace old names of flags and values by the current ones. Each replacement prints one line on stderr."""
-    settings = {field.name: _value_of(flag(field.name), words) or getattr(base, field.name) for field in fields(base)}
+def _with_new_names(config_class: type[Any], given: Given, base: Any) -> Given:
+    """Replace old names of fields and values by the current ones. Each replacement prints one line on stderr."""
+    settings = {**vars(base), **{name: " ".join(words) for name, words in given if words}}
     renamed_values = class_mapping(config_class, "RENAMED_VALUES")
-    result: list[str] = []
-    current = ""  # the field whose values follow
-    for typed in words:
-        word = typed
-        if word.startswith("--"):
-            name, equals, value = word.removeprefix("--").partition("=")
-            negated = name.startswith("no-")
-            old = name.removeprefix("no-").replace("-", "_")
-            current = rename(config_class, old, settings)
-            if current != old:
-                note(f"{flag(old)} is called {flag(current)} now.")
-            new = renamed_values.get(current, {}).get(value, value)
-            word = ("--no-" if negated else "--") + current.replace("_", "-") + equals + new
-        elif word in renamed_values.get(current, {}):
-            new = renamed_values[current][word]
-            note(f"the value {word!r} of {flag(current)} is called {new!r} now.")
-            word = new
-        result.append(word)
+    result: Given = []
+    for old, words in given:
+        name = rename(config_class, old, settings)
+        if name != old:
+            note(f"{flag(old)} is called {flag(name)} now.")
+        new = renamed_values.get(name, {})
+        for word in filter(new.__contains__, words):
+            note(f"the value {word!r} of {flag(name)} is called {new[word]!r} now.")
+        result.append((name, [new.get(word, word) for word in words]))
     return result
 
 
@@ -411,17 +379,3 @@ def _word_error(config_class: type[Any], word: str) -> str:
     near = difflib.get_close_matches(typed_name, known, n=1, cutoff=0.75)
     hint = f" (did you mean {flag(known[near[0]])}?)" if near else ""
     return f"There is no flag {typed}{hint}; --help lists them all."
-
-
-def _value_error(config_class: type[Any], argument: str, words: Sequence[str]) -> str:
-    """Return the error message for a flag whose value is missing or has the wrong type."""
-    option = argument.split("/")[0]  # "--double/--no-double" of a switch
-    name = option.removeprefix("--no-").removeprefix("--").replace("-", "_")
-    types_ = field_types(config_class)
-    if name not in types_:
-        return "The command line could not be read; see --help."
-    if types_[name] is bool or option == negated_flag(name):
-        return f"{option} takes no value: write {flag(name)} or {negated_flag(name)}."
-    given = _value_of(flag(name), words)
-    wrong = f"cannot be {given!r}: it must be" if given else "needs a value:"
-    return f"{flag(name)} {wrong} {describe_type(types_[name])}."

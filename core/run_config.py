@@ -77,7 +77,7 @@ def configure(
     check_tracking(getattr(requested, "track", "off"), resume=True)
     from zerokara.core.resumed_compute import options_on_resume  # imports PyTorch
 
-    given = given_fields(config_class, presets, argv, saved)
+    given = given_fields(config_class, argv, saved)
     return replace(requested, **options_on_resume(requested, given, content["extra"].get("compute")))
 
 

@@ -157,7 +157,8 @@ def test_switch_that_may_be_none(argv: str, expected: bool | None) -> None:
         ("--track", ["--track is not an option here: use TensorBoard."]),
         ("--truck", ["no flag --truck;"]),
         ("--env 3", ["no flag --env (did you mean --num-envs?)"]),
-        ("--offset -x", ["--offset cannot be '-x': it must be a number"]),
+        ("--offset -1,5", ["--offset cannot be '-1,5': it must be a number"]),
+        ("--offset -x", ["--offset needs a value: a number"]),
         ("stray", ["'stray'"]),
         ("--preset nature stray", ["'stray'"]),
         ("--double true", ["'true'", "--no-flag"]),
@@ -165,6 +166,12 @@ def test_switch_that_may_be_none(argv: str, expected: bool | None) -> None:
         ("--dueling maybe", ["--dueling cannot be 'maybe': it must be True or False or None."]),
         ("--no-dueling true", ["'true'", "--no-flag"]),
         ("--no-dueling=true", ["--no-dueling takes no value: write --dueling or --no-dueling."]),
+        ("--twice=true", ["--twice takes no value: write --double or --no-double."]),
+        # of several mistakes: the preset, then values in the order of the command line, then unknown words
+        ("--xyzzy --num-envs x --preset natur", ["'natur'"]),
+        ("--xyzzy --offset x stray --num-envs x", ["--offset cannot be 'x': it"]),
+        ("--num-envs x --num-envs 3", ["--num-envs cannot be 'x': it"]),
+        ("--num-envs 0 --xyzzy", ["no flag --xyzzy;"]),
     ],
 )
 def test_error_messages(argv: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,6 +209,11 @@ def test_help_lists_common_options_first_and_each_option_once(capsys: pytest.Cap
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_help_is_printed_in_spite_of_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    nature = help_text(capsys, "--help", "--preset", "nature")
+    assert help_text(capsys, "--xyzzy", "--num-envs", "x", "--help", "--preset", "nature") == nature
+
+
 def test_help_all_prints_the_full_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     text = " ".join(help_text(capsys, "--help-all").split())
@@ -228,6 +240,24 @@ def test_old_names_are_accepted_with_a_note(capsys: pytest.CaptureFixture[str]) 
         "note: --twice is called --double now.",
         "note: the value 'gpu' of --device is called 'cuda' now.",
     ]
+    config_module._printed.clear()
+    assert parse_args("--device=gpu").device == "cuda"
+    assert capsys.readouterr().err == "note: the value 'gpu' of --device is called 'cuda' now.\n"
+
+
+def test_an_old_name_may_depend_on_another_setting() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Renamed(Config):
+        RENAMED: ClassVar = {
+            "steps": lambda settings: "eval_steps" if settings.get("device") == "cpu" else "num_envs",
+        }
+
+    presets = {"fast": {}, "nature": {"device": "cpu"}}
+    assert parse(Renamed, presets, ["--steps", "3"], "").num_envs == 3
+    assert parse(Renamed, presets, ["--steps", "3", "--device=cpu"], "").eval_steps == 3
+    assert parse(Renamed, presets, ["--steps", "3", "--preset", "nature"], "").eval_steps == 3
+    assert parse(Renamed, presets, ["--steps", "3", "--preset", "nature", "--device", "cuda"], "").num_envs == 3
+    assert parse(Renamed, presets, ["--steps", "3"], "", saved=Renamed(device="cpu")).eval_steps == 3
 
 
 def test_flag_without_effect_is_an_error_unless_it_is_the_default() -> None:
