@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -101,6 +102,14 @@ def test_layers_override_the_preset_but_not_the_flags() -> None:
     assert (
         parse_with_layers("--device", "cpu", saved=Config(num_envs=5)).num_envs == 5
     )  # a resumed run keeps its config
+    kept: set[str] = set()
+
+    def adjust(config: Config, given: Collection[str]) -> Config:
+        kept.update(given)
+        return config
+
+    parse(Config, PRESETS, ["--envs", "3", "--device=cpu"], "", layers=layers, adjust=adjust)
+    assert kept == {"num_envs", "device", "hidden"}
 
 
 def test_all_field_types() -> None:
