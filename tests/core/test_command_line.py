@@ -18,7 +18,12 @@ from zerokara.core.config import Range, UserError, field_help
 class Config:
     """Config of the tests."""
 
-    RENAMED: ClassVar = {"envs": "num_envs", "hidden_sizes": "hidden", "twice": "double", "two_streams": "dueling"}
+    RENAMED: ClassVar[dict[str, Any]] = {
+        "envs": "num_envs",
+        "hidden_sizes": "hidden",
+        "twice": "double",
+        "two_streams": "dueling",
+    }
     RENAMED_VALUES: ClassVar = {"device": {"gpu": "cuda"}}
     FOREIGN_NAMES: ClassVar = {"lr": "learning_rate", "track": "is not an option here: use TensorBoard."}
     REQUIRES: ClassVar = {"eval_steps": (lambda config: config.device == "cpu", "--device cpu")}
