@@ -10,6 +10,11 @@ docs/dcgan.md has results.
 Each iteration does one step of the discriminator and one of the generator. The last checkpoint is saved, and also the
 best one, by the Fréchet distance to held-out images.
 
+Top to bottom: the loss and the penalties of the discriminator and its step, the loss of the generator and its step, an
+update (generate images, step both networks), the training loop. The networks, their inputs, optimizers and schedules
+are in generative/gan/learner.py; batches, logging and checkpoints in generative/gan/session.py; the evaluation in
+generative/scoring/evaluation.py.
+
 Shapes: B batch, b part of a batch (gradient accumulation), C channels, H, W pixels, Z latent dimension. Scores are
 logits, float32; higher means more real.
 """
@@ -41,7 +46,7 @@ from zerokara.core.training_program import check_divisible, choose_compute, open
 from zerokara.generative.gan.collapse_monitor import accuracies
 from zerokara.generative.gan.custom_loss import find_loss
 from zerokara.generative.gan.data import Data
-from zerokara.generative.gan.learner import Learner, check_discriminator
+from zerokara.generative.gan.learner import DISCRIMINATOR_METRICS, Learner, check_discriminator
 from zerokara.generative.gan.sampler import weights_file
 from zerokara.generative.gan.session import Session
 from zerokara.generative.scoring.evaluation import closing_message, evaluate, print_protocol
@@ -81,8 +86,8 @@ def squared_gradient_norm(score_B: Tensor, images_BCHW: Tensor) -> Tensor:
     """Mean squared norm of the gradient of the scores with respect to the images (scalar, differentiable).
 
     At real images it is the R1 penalty of Mescheder et al. 2018, equation 9, without the factor gamma / 2; at generated
-    images it is R2. The images are those before augmentation and noise, as in R3GAN's code. Every score must
-    depend on its own image alone, so the discriminator must not use BatchNorm.
+    images it is R2. The images are those before augmentation and noise, as in R3GAN's code, except in runs that
+    zerokara 0.1 started. Every score must depend on its own image alone, so the discriminator must not use BatchNorm.
     """
     (grad_BCHW,) = torch.autograd.grad(score_B.sum(), images_BCHW, create_graph=True)
     return grad_BCHW.float().square().sum((1, 2, 3)).mean()
@@ -104,10 +109,10 @@ def interpolate(real_BCHW: Tensor, fake_BCHW: Tensor, fraction_B: Tensor) -> Ten
 def discriminator_forward(
     learner: Learner, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None, penalize: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Forward pass of the discriminator's step: its loss (scalar) and its metrics (5,).
+    """Forward pass of the discriminator's step: its loss (scalar) and its metrics (5,), the `DISCRIMINATOR_METRICS`.
 
     Real and generated images pass through the discriminator in separate batches, each with its own BatchNorm
-    statistics. The metrics are the accuracies and the mean scores (real, generated) and the penalty.
+    statistics.
     """
     config, discriminator = learner.config, learner.discriminator
     if penalize:  # R1 and R2 are functions of the gradients at the images
@@ -116,7 +121,7 @@ def discriminator_forward(
         fake_BCHW.requires_grad_(config.r2 > 0)
     # Random augmentation and instance noise.
     real_input_BCHW, fake_input_BCHW = learner.discriminator_input(real_BCHW), learner.discriminator_input(fake_BCHW)
-    if config.diffaugment_version == "0.1":
+    if config.diffaugment_version == "0.1":  # a run that zerokara 0.1 started: penalties at the augmented images
         real_BCHW, fake_BCHW = real_input_BCHW, fake_input_BCHW
     with learner.compute.autocast():
         real_B, fake_B = discriminator(real_input_BCHW, label_B), discriminator(fake_input_BCHW, label_B)
@@ -147,13 +152,19 @@ def discriminator_step(learner: Learner, parts: Sequence[Part]) -> None:
     forward = discriminator_forward if penalize else learner.compiled_discriminator_forward
     learner.discriminator.requires_grad_(True)
     learner.discriminator_optimizer.zero_grad(set_to_none=True)
-    parallel = learner.parallel_discriminator  # averages the gradients over the processes, after the last part
+    # As DistributedDataParallel: forward and backward pass go through `parallel`, which averages the gradients over the
+    # processes. With several parts, it adds them up inside `no_sync`, and averages the sums with the last part.
+    parallel = learner.parallel_discriminator
     for number, (real_bCHW, fake_bCHW, label_b, _) in enumerate(parts, 1):
         with parallel.no_sync(on=number < len(parts)):
             loss, metrics = parallel.forward(forward, learner, real_bCHW, fake_bCHW.detach(), label_b, penalize)
             parallel.backward(loss / len(parts))
-        learner.record("d_loss", loss / len(parts))
-        learner.record("d_accuracy_real", metrics / len(parts))  # five consecutive metrics from this name on
+        metrics = metrics / len(parts)
+        learner.record(loss / len(parts), "d_loss")
+        learner.record(metrics, *DISCRIMINATOR_METRICS)
+        if learner.ada is not None:  # it augments more images if too many real ones are taken for real
+            accuracy_real, *_ = metrics
+            learner.ada.observe(accuracy_real)
     learner.step_discriminator()
 
 
@@ -179,8 +190,14 @@ def generator_loss(loss: str, fake_B: Tensor, real_B: Tensor | None = None) -> T
     return own.generator(fake_B, real_B)
 
 
+def generate(learner: Learner, z_bZ: Tensor, label_b: Tensor | None) -> Tensor:
+    """Generate images (b, C, H, W) for an update: the forward pass of the network that the generator's step trains."""
+    with learner.compute.autocast():
+        return learner.parallel_generator.forward(learner.generator, z_bZ, label_b)
+
+
 def generator_forward(learner: Learner, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
-    """Forward pass of the generator's step: its loss (scalar), through the discriminator."""
+    """Forward pass of the generator's step after `generate`: its loss (scalar), through the discriminator."""
     with learner.compute.autocast():
         fake_B = learner.discriminator(learner.discriminator_input(fake_BCHW), label_B)
         real_B = None
@@ -194,15 +211,15 @@ def generator_step(learner: Learner, parts: Sequence[Part]) -> None:
     """Do one optimizer step of the generator, which leaves no gradients on the discriminator."""
     learner.discriminator.requires_grad_(False)
     learner.generator_optimizer.zero_grad(set_to_none=True)
-    parallel = learner.parallel_generator
+    parallel = learner.parallel_generator  # as in the discriminator's step
     for number, (real_bCHW, fake_bCHW, label_b, z_bZ) in enumerate(parts, 1):
         with parallel.no_sync(on=number < len(parts)):
             if len(parts) > 1:  # again, because all graphs would not fit in memory
-                with learner.compute.autocast():
-                    fake_bCHW = parallel.forward(learner.generator, z_bZ, label_b)  # noqa: PLW2901
+                fake_bCHW = generate(learner, z_bZ, label_b)  # noqa: PLW2901
+            # Not by `parallel.forward`: `generate` was, and the discriminator that follows gets no gradients.
             loss = learner.compiled_generator_forward(learner, real_bCHW, fake_bCHW, label_b)
             parallel.backward(loss / len(parts))
-        learner.record("g_loss", loss / len(parts))
+        learner.record(loss / len(parts), "g_loss")
     learner.step_generator()  # and update the moving average of its weights
 
 
@@ -222,17 +239,22 @@ def update(learner: Learner, pixels_BCHW: Tensor, label_B: Tensor) -> None:
     labels: list[Tensor | None] = list(label_B.chunk(number)) if learner.classes else [None] * number
     latents = [learner.draw_latents(len(real_bCHW)) for real_bCHW in reals]
     # The generator's step uses these images and their graph again, unless gradients are accumulated over parts.
-    with torch.set_grad_enabled(number == 1), learner.compute.autocast():
-        generate = partial(learner.parallel_generator.forward, learner.generator)
-        fakes = [generate(z_bZ, label_b) for z_bZ, label_b in zip(latents, labels, strict=True)]
+    with torch.set_grad_enabled(number == 1):
+        fakes = [generate(learner, z_bZ, label_b) for z_bZ, label_b in zip(latents, labels, strict=True)]
     parts = list(zip(reals, fakes, labels, latents, strict=True))
     discriminator_step(learner, parts)
     generator_step(learner, parts)
     learner.count_update()
+    if learner.ada is not None:
+        learner.ada.finish_update(learner.updates)  # adjusts the probability of augmentation, every 4 updates
 
 
 def make_learner(config: Config, shape: tuple[int, int, int], classes: int, compute: Compute, world: World) -> Learner:
-    """Create both networks for images (C, H, W), with their optimizers and forward passes."""
+    """Create both networks for images (C, H, W), with their optimizers.
+
+    The learner compiles the forward passes of this file: `learner.compiled_discriminator_forward` is
+    `discriminator_forward`, and `learner.compiled_generator_forward` is `generator_forward`.
+    """
     return Learner(config, shape, classes, compute, world, discriminator_forward, generator_forward)
 
 

@@ -30,7 +30,8 @@ from zerokara.generative.gan.diffaugment import augment
 from zerokara.generative.gan.networks import Discriminator, Generator, LatentGenerator, R3Generator
 
 NORM_EVERY_UPDATES = 10  # updates between measurements of the gradient norms, which read every weight
-SUMS = ("d_loss", "g_loss", "d_accuracy_real", "d_accuracy_fake", "d_score_real", "d_score_fake", "penalty")
+DISCRIMINATOR_METRICS = ("d_accuracy_real", "d_accuracy_fake", "d_score_real", "d_score_fake", "penalty")
+SUMS = ("d_loss", "g_loss", *DISCRIMINATOR_METRICS)  # in the order of checkpoints
 
 
 class Learner:
@@ -132,12 +133,10 @@ class Learner:
         noise = torch.randn(x_BCHW.shape, generator=self.random, device=x_BCHW.device)
         return x_BCHW + (self._noise * noise).to(x_BCHW.dtype)
 
-    def record(self, name: str, value: Tensor) -> None:
-        """Add to a metric of this update: a scalar, or the values of several metrics, from `name` on in `SUMS`."""
-        first = SUMS.index(name)
-        if name == "d_accuracy_real" and self.ada is not None:
-            self.ada.observe(value.detach()[0])
-        self._sums[first : first + value.numel()] += value.detach()
+    def record(self, values: Tensor, *names: str) -> None:
+        """Add values (a scalar, or one for each name) to metrics of this update, which are consecutive in `SUMS`."""
+        first = SUMS.index(names[0])
+        self._sums[first : first + len(names)] += values.detach()
 
     def step_discriminator(self) -> None:
         """Do the optimizer step of the discriminator with the gradients of all processes."""
@@ -153,8 +152,6 @@ class Learner:
         """Count an update of both networks."""
         self._sums[-1] += 1
         self.updates += 1
-        if self.ada is not None:
-            self.ada.finish_update(self.updates)
 
     def _step(self, module: nn.Module, optimizer: torch.optim.Optimizer, index: int) -> None:
         """Measure the norm of the gradients every few updates, and do the optimizer's step."""
