@@ -91,6 +91,11 @@ class World:
         """Return which of `number` items belong to this process: the same number in all, or one more."""
         return slice(number * self.rank // self.size, number * (self.rank + 1) // self.size)
 
+    @property
+    def batch_shard(self) -> slice:
+        """Return which items of a training batch belong to this process: they alternate between the processes."""
+        return slice(self.rank, None, self.size)
+
     @staticmethod
     def require_single_process(command: str) -> None:
         """Refuse torchrun in a program that does not support several processes.

@@ -152,8 +152,8 @@ def discriminator_step(learner: Learner, parts: Sequence[Part]) -> None:
     forward = discriminator_forward if penalize else learner.compiled_discriminator_forward
     learner.discriminator.requires_grad_(True)
     learner.discriminator_optimizer.zero_grad(set_to_none=True)
-    # As DistributedDataParallel: forward and backward pass go through `parallel`, which averages the gradients over the
-    # processes. With several parts, it adds them up inside `no_sync`, and averages the sums with the last part.
+    # As with DistributedDataParallel, both passes go through `parallel`, which averages the gradients over the processes.
+    # With several parts it adds them up inside `no_sync`, and averages the sums with the last part.
     parallel = learner.parallel_discriminator
     for number, (real_bCHW, fake_bCHW, label_b, _) in enumerate(parts, 1):
         with parallel.no_sync(on=number < len(parts)):

@@ -40,6 +40,7 @@ from zerokara.core.data.image_files import resize
 from zerokara.core.data.sources import data_folder, find_data
 from zerokara.core.distributed import World
 from zerokara.core.eager_optim import Adam
+from zerokara.core.epoch_order import epoch_generator
 from zerokara.core.media import grid, png_bytes, to_uint8
 from zerokara.core.models.normalization import decide_normalization
 from zerokara.core.run import Run
@@ -154,7 +155,7 @@ class Training(TrainingState[StyleNetwork]):
         size = self.config.batch_size
         epoch, batch = divmod(self.updates, len(self.photographs) // size)
         if self._order[0] != epoch:  # a function of seed and epoch, so it is not saved
-            random = torch.Generator().manual_seed(self.config.seed * 7_919 + epoch)
+            random = epoch_generator(self.config.seed, epoch)
             order = torch.randperm(len(self.photographs), generator=random)
             self._order = epoch, order, torch.rand(len(order), generator=random) < 0.5
         shard = slice(batch * size + self.world.rank, (batch + 1) * size, self.world.size)

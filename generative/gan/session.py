@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError, to_dict
+from zerokara.core.epoch_order import EpochOrder
 from zerokara.core.media import write_png
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.run import Run
@@ -47,7 +48,7 @@ class Session:
         self.rollbacks = 0
         self.clock = Stopwatch()
         self.latest = run.checkpoint_path
-        self._order = (-1, torch.empty(0))  # epoch, and its order of the images
+        self.order = EpochOrder(len(self.pixels), self.config.batch_size, self.config.seed)
         if run.checkpoints.saved is None:
             provenance.record(run, self.config.pretrained_backbone)
 
@@ -62,15 +63,7 @@ class Session:
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Return real images (B, C, H, W) uint8 and labels (B,): this process's shard of the next batch."""
-        size = self.config.batch_size
-        per_epoch = len(self.pixels) // size
-        epoch, batch = divmod(self.update, per_epoch)
-        if self._order[0] != epoch:
-            # A function of seed and epoch, so it is not saved. A rollback shuffles in another order.
-            shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + self.rollbacks * 104_729 + epoch)
-            self._order = epoch, torch.randperm(len(self.pixels), generator=shuffle)
-        index_B = self._order[1][batch * size : (batch + 1) * size][self.world.rank :: self.world.size]
-        index_B = index_B.to(self.compute.torch_device)
+        index_B = self.order.batch(self.update, self.rollbacks)[self.world.batch_shard].to(self.compute.torch_device)
         return self.pixels[index_B], self.labels[index_B]
 
     def start(self) -> None:

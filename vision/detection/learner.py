@@ -22,6 +22,7 @@ from zerokara.core.data.boxes import BoxSet, load_boxes, split
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.reading_rules import rules_of
 from zerokara.core.distributed import World
+from zerokara.core.epoch_order import EpochOrder
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.normalization import expected_moments
 from zerokara.core.optim import make_optimizer
@@ -137,6 +138,7 @@ class Training(TrainingState[Detector]):
         else:
             self.batches = ImageBatches(config, train, candidates, self.region_generator)
         self.images = train.images.to(compute.torch_device)
+        self.order = EpochOrder(len(train), config.images_per_update, config.seed)
         self.last_map: float | None = None  # of the last evaluation on validation images
 
     @property
@@ -165,17 +167,10 @@ class Training(TrainingState[Detector]):
         config = self.config
         return config.learning_rate * schedules.warmup_cosine(self.updates + 1, config.warmup_updates, config.updates)
 
-    def indices(self) -> Tensor:
-        """Return the indices (B,) of the images of the next update: a function of seed and update, so not saved."""
-        number, size = len(self.train), min(self.config.images_per_update, len(self.train))
-        epoch, index = divmod(self.updates, max(1, number // size))
-        shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + epoch)
-        return torch.randperm(number, generator=shuffle)[index * size : (index + 1) * size]
-
     def update(self) -> None:
         """Take one gradient step."""
         self.set_learning_rates()
-        batch = self.batches.sample(self.images, self.indices()[self.world.rank :: self.world.size])
+        batch = self.batches.sample(self.images, self.order.batch(self.updates)[self.world.batch_shard])
         pixels = self.augment(batch.pixels, self.generator).clamp(0, 1)
         x_BCHW = self.compute.layout(self.metadata.normalize(pixels))
         total, box_loss, logits = self.parallel.forward(self._forward, x_BCHW, batch)
@@ -208,7 +203,7 @@ class Training(TrainingState[Detector]):
     def example(self) -> Batch:
         """Sample a batch as for an update and leave the state of the generator unchanged."""
         before = self.region_generator.get_state()
-        batch = self.batches.sample(self.images, self.indices())
+        batch = self.batches.sample(self.images, self.order.batch(self.updates))
         self.region_generator.set_state(before)
         return batch
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
+from zerokara.core.epoch_order import EpochOrder
 from zerokara.core.programs import resume_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval
@@ -81,17 +82,17 @@ class EpochTraining(TrainingState[NetworkT]):
     ) -> None:
         super().__init__(config, compute, world, build, metric_names)
         self.data = data
+        self.order = EpochOrder(len(data.train), config.batch_size, config.seed)
         self.last_metric: float | None = None  # metric of the last validation
         # Best validation: "epoch", its metric "figure", "since" (the first epoch with that metric), perhaps "weights".
         self.best: dict[str, Any] | None = None
-        self._order: tuple[int, Tensor] | None = None  # the current epoch and the order of its images
 
     # ---- epochs and batches
 
     @property
     def updates_per_epoch(self) -> int:
         """Number of whole batches in an epoch. The images of an incomplete last batch are left out of that epoch."""
-        return updates_per_epoch(self.config, self.data)
+        return self.order.updates_per_epoch
 
     @property
     def total_updates(self) -> int:
@@ -114,20 +115,12 @@ class EpochTraining(TrainingState[NetworkT]):
         return self.updates % self.updates_per_epoch == 0 and self.is_validation_epoch
 
     def epoch_order(self) -> Tensor:
-        """Order (N,) of the training images in this epoch.
-
-        It depends only on the seed and the epoch, so a checkpoint does not need to hold it.
-        """
-        shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + self.epoch)
-        return torch.randperm(len(self.data.train), generator=shuffle)
+        """Order (N,) of the training images in this epoch."""
+        return self.order.of_epoch(self.epoch)
 
     def next_batch(self) -> Tensor:
         """Indices (B,) of the training images of the next update."""
-        epoch, batch = divmod(self.updates, self.updates_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self.epoch_order()
-        size = self.config.batch_size
-        return self._order[1][batch * size : (batch + 1) * size]
+        return self.order.batch(self.updates)
 
     # ---- updates and metrics
 
@@ -141,7 +134,7 @@ class EpochTraining(TrainingState[NetworkT]):
 
     def shard(self, index_B: Tensor) -> Tensor:
         """Return the part of the images `index_B` that this process trains on, as a tensor on the device."""
-        return index_B[self.world.rank :: self.world.size].to(self.compute.torch_device)
+        return index_B[self.world.batch_shard].to(self.compute.torch_device)
 
     @property
     def evaluation_network(self) -> NetworkT:
@@ -200,14 +193,9 @@ class EpochTraining(TrainingState[NetworkT]):
         self.last_metric, self.best = state["last"], state["best"]
 
 
-def updates_per_epoch(config: EpochConfig, data: HasTrainingSet) -> int:
-    """Return the number of whole batches in an epoch."""
-    return max(1, len(data.train) // config.batch_size)
-
-
 def total_updates(config: EpochConfig, data: HasTrainingSet) -> int:
     """Return the length of a run in updates."""
-    return config.epochs * updates_per_epoch(config, data)
+    return config.epochs * EpochOrder(len(data.train), config.batch_size, config.seed).updates_per_epoch
 
 
 def probe_update(
