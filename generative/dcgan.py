@@ -152,8 +152,8 @@ def discriminator_step(learner: Learner, parts: Sequence[Part]) -> None:
     forward = discriminator_forward if penalize else learner.compiled_discriminator_forward
     learner.discriminator.requires_grad_(True)
     learner.discriminator_optimizer.zero_grad(set_to_none=True)
-    # As with DistributedDataParallel, both passes go through `parallel`, which averages the gradients over the processes.
-    # With several parts it adds them up inside `no_sync`, and averages the sums with the last part.
+    # As with DistributedDataParallel, forward and backward pass go through `parallel`, which averages gradients over
+    # the processes. With several parts it adds them up inside `no_sync`, and averages the sums with the last part.
     parallel = learner.parallel_discriminator
     for number, (real_bCHW, fake_bCHW, label_b, _) in enumerate(parts, 1):
         with parallel.no_sync(on=number < len(parts)):
@@ -193,7 +193,8 @@ def generator_loss(loss: str, fake_B: Tensor, real_B: Tensor | None = None) -> T
 def generate(learner: Learner, z_bZ: Tensor, label_b: Tensor | None) -> Tensor:
     """Generate images (b, C, H, W) for an update: the forward pass of the network that the generator's step trains."""
     with learner.compute.autocast():
-        return learner.parallel_generator.forward(learner.generator, z_bZ, label_b)
+        images_bCHW: Tensor = learner.parallel_generator.forward(learner.generator, z_bZ, label_b)
+    return images_bCHW
 
 
 def generator_forward(learner: Learner, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
