@@ -39,6 +39,7 @@ _Q, _A = "tests/agents/qlearning", "tests/agents/actors"
 TESTS: dict[str, tuple[str, ...]] = {
     "agents/dqn.py": (
         f"{_Q}/test_targets_and_losses.py",
+        "tests/agents/test_programs.py",
         "tests/agents/test_fire.py",
         "tests/agents/test_dqn_steps.py",
         "tests/agents/configs/test_reference_values.py",
@@ -47,12 +48,17 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "agents/pqn.py": (
         f"{_Q}/test_targets_and_losses.py",
+        "tests/agents/test_programs.py",
         "tests/agents/test_fire.py",
         "tests/agents/test_wiring_pqn.py",
         "tests/agents/test_pqn.py",
         "tests/agents/test_pqn_lstm.py",
     ),
-    "agents/stream.py": ("tests/agents/test_wiring_stream.py", "tests/agents/test_stream.py"),
+    "agents/stream.py": (
+        "tests/agents/test_programs.py",
+        "tests/agents/test_wiring_stream.py",
+        "tests/agents/test_stream.py",
+    ),
     "agents/actors/actor.py": (f"{_A}/test_actor.py", f"{_A}/test_feed.py"),
     "agents/actors/feed.py": (f"{_A}/test_feed.py", f"{_A}/test_feed_runs.py"),
     "agents/qlearning/heads.py": (
@@ -115,6 +121,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/generative/gan/test_learner.py",
     ),
     "generative/gan/learner.py": (
+        "tests/generative/gan/test_learner_metrics.py",
         "tests/generative/gan/test_ada.py",
         "tests/generative/test_dcgan_loop.py",
         "tests/generative/gan/test_session.py",
@@ -123,11 +130,15 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "generative/gan/session.py": ("tests/generative/test_dcgan_loop.py", "tests/generative/gan/test_session.py"),
     "generative/scoring/evaluation.py": (
+        "tests/generative/scoring/test_evaluation.py",
         "tests/generative/test_dcgan_loop.py",
         "tests/generative/test_wiring_dcgan.py",
         "tests/generative/test_dcgan.py",
     ),
-    "generative/scoring/evaluator.py": ("tests/generative/test_wiring_dcgan.py",),
+    "generative/scoring/evaluator.py": (
+        "tests/generative/scoring/test_evaluator.py",
+        "tests/generative/test_wiring_dcgan.py",
+    ),
     "vision/training/epochs.py": ("tests/vision/training/test_epochs.py",),
     "vision/training/supervised.py": ("tests/vision/training/test_supervised.py",),
 }

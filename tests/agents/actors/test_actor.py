@@ -182,7 +182,10 @@ def test_td_errors_are_those_of_the_loss_of_dqn(head: str) -> None:
     np.testing.assert_allclose(chunk.td_error, expected.numpy(), rtol=1e-5)
 
 
-def test_the_environments_have_the_cpus_and_the_seed_of_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("actor_cpus", "threads"), [(0.5, 1), (1.0, 1), (2.5, 2)])
+def test_the_environments_have_the_cpus_and_the_seed_of_the_actor(
+    actor_cpus: float, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[str, Any] = {}
 
     class Env(ActorEnv):
@@ -196,9 +199,10 @@ def test_the_environments_have_the_cpus_and_the_seed_of_the_actor(monkeypatch: p
 
     monkeypatch.setattr(envs, "make", make)
     monkeypatch.setattr(Compute, "apply", lambda compute: seen.update(threads=compute.threads))
-    config = Config(**(SETTINGS | {"actor_cpus": 2.5}))
-    Actor(0, config, Compute(threads=7), dqn.dqn_loss, 2**31 + 5)
-    assert (seen["num_threads"], seen["threads"], seen["num_envs"], seen["seed"]) == (2, 2, 3, 5)
+    config = Config(**(SETTINGS | {"actor_cpus": actor_cpus}))
+    actor = Actor(0, config, Compute(device="meta", compile=True, threads=7), dqn.dqn_loss, 2**31 + 5)
+    assert (seen["num_threads"], seen["threads"], seen["num_envs"], seen["seed"]) == (threads, threads, 3, 5)
+    assert (actor.compute.device, actor.compute.compile) == ("cpu", False)
     assert seen["resumable"] is False, "an actor is never resumed, so that its environments need not be reproducible"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -308,12 +309,17 @@ def test_a_chunk_resets_the_count_of_failures(tmp_path: Path) -> None:
             fed.feed.iterate()
 
 
-def test_silence_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "SILENCE", -1.0)
+def test_silence_of_a_minute_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(feed, "time", SimpleNamespace(monotonic=lambda: clock.now))
     fed = Fed(tmp_path)
     fed.iterate(1)
     fed.actors.silent.update((0, 1))
     fed.actors.waiting.clear()
     fed.training.run.warn = warnings = Warnings()  # type: ignore[method-assign]
-    fed.iterate(1)
-    assert warnings.texts == ["no actor has sent steps for -1 s: in the process of the test"]
+    reported = []
+    for clock.now in (60.0, 61.0, 121.0, 122.0):
+        fed.iterate(1)
+        reported.append(len(warnings.texts))
+    assert reported == [0, 1, 1, 2]
+    assert set(warnings.texts) == {"no actor has sent steps for 60 s: in the process of the test"}

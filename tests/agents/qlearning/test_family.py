@@ -106,6 +106,11 @@ def test_shapes_and_values_of_every_head(head: str, dueling: bool) -> None:
         torch.testing.assert_close(z_BXA - z_BXA.mean(dim=2, keepdim=True), advantage - advantage.mean(2, keepdim=True))
 
 
+def test_quantiles_of_a_single_action_are_averaged() -> None:
+    z_BXA = torch.tensor([[[1.0], [2.0], [6.0]], [[0.0], [3.0], [0.0]]])
+    torch.testing.assert_close(QuantileHead(3).values(z_BXA), torch.tensor([[3.0], [1.0]]))
+
+
 def test_fixed_quantile_fractions_are_midpoints() -> None:
     torch.testing.assert_close(QuantileHead(4).tau_1X, torch.tensor([[0.125, 0.375, 0.625, 0.875]]))
 

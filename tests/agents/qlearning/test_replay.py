@@ -44,6 +44,15 @@ def sample_with_slots(
         return replay.sample(batch_size), seen
 
 
+@pytest.mark.parametrize(("dtype", "frame_bytes"), [(np.uint8, 12), (np.float32, 48)])
+def test_slots_and_bytes(dtype: type[np.generic], frame_bytes: int) -> None:
+    options: dict[str, Any] = {"dtype": dtype, "n_step": 1, "gamma": GAMMA, "seed": 0, "device": CPU}
+    replay = Replay(30, 3, (2, 3, 4), 1, **options)
+    assert (replay.window, replay.slots, replay.bytes) == (10, 10, 30 * (frame_bytes + 9))
+    replay = Replay(30, 3, (2, 3, 4), 1, checkpoint_margin=7, **options)  # a third of it for each environment
+    assert (replay.window, replay.slots, replay.bytes) == (10, 13, 39 * (frame_bytes + 9))
+
+
 @pytest.mark.parametrize("terminal_on_life_loss", [True, False])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("n_step", [1, 3, 5])

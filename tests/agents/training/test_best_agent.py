@@ -59,6 +59,10 @@ def test_the_weights_of_the_best_evaluation_are_kept(
     assert last in recorded.session.closing_message()
 
 
+def test_a_new_run_has_no_best_agent(make: Make) -> None:
+    assert make().session.best.state_dict() == {"score": None, "step": 0}
+
+
 def test_a_killed_run_evaluates_again_and_writes_the_same_file(make: Make, tmp_path: Path) -> None:
     """The checkpoint of step 32 has the best score up to there: the one of step 20, not the one of step 40."""
     recorded = make(eval_every_steps=20, total_steps=64)
