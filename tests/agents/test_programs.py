@@ -97,7 +97,7 @@ OF_ROLLOUTS = {"check": pqn_config.check_minibatches, "batch_size": 16, "updates
             stream,
             "stream",
             stream_config.Config(total_steps=200),
-            {"batch_size": 1, "updates": 200, "divided": (), "check": stream.check_processes},
+            {"batch_size": 1, "updates": 200, "divided": (), "check": stream_config.check_processes},
         ),
     ],
     ids=["dqn", "pqn", "pqn with an LSTM", "stream"],

@@ -80,8 +80,12 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     """Return the session of an open run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluation, "draw_curves", lambda _path: None)
-    latents = learner_module.recalibration_latents  # fewer of them, which takes less time
-    monkeypatch.setattr(learner_module, "recalibration_latents", lambda *of_run: latents(*of_run, batches=1, batch=2))
+    latents = learner_module.recalibration_latents
+    monkeypatch.setattr(  # fewer of them, which takes less time
+        learner_module,
+        "recalibration_latents",
+        lambda config, classes, compute: latents(config, classes, compute, batches=1, batch=2),
+    )
     images = ImageSet(torch.zeros(14, 1, 28, 28, dtype=torch.uint8), torch.arange(14) % 3, ("a", "b", "c"), "zeros")
     config = parse(Config, PRESETS, [*WORDS], "")
     learner = make_learner(config, images.shape, 3, Compute(device="cpu", threads=1), World())
