@@ -71,6 +71,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         f"{_Q}/test_network.py",
         f"{_Q}/test_newer_methods.py",
         "tests/agents/test_wiring_stream.py",
+        f"{_Q}/test_spr.py",
         "tests/agents/test_pqn_lstm.py",
         f"{_Q}/test_family.py",
     ),

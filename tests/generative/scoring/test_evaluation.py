@@ -42,7 +42,7 @@ class Scripted:
         self.script = iter(script)
         self.extractor = SimpleNamespace(name="fcd", bias_warning="")
         self.floor = {"rarest_class": 0.3}
-        self.real = SimpleNamespace(features_NF=torch.zeros(6, 2))
+        self.real_images = 6
         self.numbers: list[int] = []
 
     def protocol(self) -> Iterator[str]:

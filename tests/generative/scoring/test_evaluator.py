@@ -29,6 +29,8 @@ CONFIG = Config(latent_dim=2, eval_images=20, name="run", device="cpu")
 class Extractor:
     """Features are the first two pixels; the probability of a class is 1 for the value of the first pixel modulo 3."""
 
+    protocol = ""
+
     def __init__(self, classes: tuple[str, ...] | None) -> None:
         self.metadata = None if classes is None else SimpleNamespace(classes=classes)
         self.images: list[Tensor] = []
@@ -77,20 +79,26 @@ def data() -> Data:
 
 def make(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: tuple[str, ...] | None = NAMES, rank: int = 0
-) -> tuple[Evaluator, Extractor]:
-    extractor = Extractor(classes)
+) -> tuple[Evaluator, Extractor, list[str]]:
+    """Return an evaluator, its extractor of features, and a record of what is printed."""
+    extractor, printed = Extractor(classes), list[str]()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FeatureExtractor, "of_run", lambda *_: extractor)
     monkeypatch.setattr(evaluator_module, "SPREAD_IMAGES", 7)
     with Run(CONFIG, kind=KIND, name="run", resume=False, quiet=True, world=World()) as run:
         run.world = Shard(rank=rank, size=2) if rank else World()
-        return Evaluator(CONFIG, data, run), extractor
+        monkeypatch.setattr(run, "print", printed.append)
+        return Evaluator(CONFIG, data, run), extractor, printed
 
 
 def test_real_images_are_the_first_held_out_ones_and_the_floor_is_of_random_training_images(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluator, extractor = make(data, tmp_path, monkeypatch)
+    evaluator, extractor, printed = make(data, tmp_path, monkeypatch)
+    assert extractor.images == [], "training does not wait for them"
+    assert evaluator.real_images == 20
+    assert evaluator.floor == evaluator.floor == {"fcd": 1.0}
+    assert printed == ["floor (training images in place of generated ones): fcd 1"]
     real, training = extractor.images
     assert torch.equal(real, data.held_out.images[:20])
     order = torch.randperm(30, generator=torch.Generator().manual_seed(EVAL_SEED))[:20]
@@ -98,7 +106,6 @@ def test_real_images_are_the_first_held_out_ones_and_the_floor_is_of_random_trai
     ((first, second),) = extractor.compared
     assert torch.equal(first, real.flatten(1)[:, :2].double())
     assert torch.equal(second, training.flatten(1)[:, :2].double())
-    assert evaluator.floor == {"fcd": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -115,14 +122,15 @@ def test_scores_of_generated_images(
     accuracy: float | None,
 ) -> None:
     """Image i is of class 5 i % 3 = 2 i % 3 and has the label i % 3: they are equal for multiples of 3."""
-    evaluator, extractor = make(data, tmp_path, monkeypatch, classes)
+    evaluator, extractor, _ = make(data, tmp_path, monkeypatch, classes)
     sampler: Any = FakeSampler(conditional)
     scores = evaluator.scores(sampler, 20)
-    images = extractor.images[-1]
+    held_out, images = extractor.images
+    assert torch.equal(held_out, data.held_out.images[:20])
     assert scores.pop("spread") == spread(images[:7]) / spread(data.held_out.images[:7])
     assert scores.pop("accuracy", None) == accuracy
-    assert scores == {"fcd": 2.0}
-    real, generated = extractor.compared[-1]
+    assert scores == {"fcd": 1.0}
+    ((real, generated),) = extractor.compared
     assert torch.equal(real, evaluator.real.features_NF)
     assert torch.equal(generated[:, 0], torch.arange(20).double() * 5)
     ((z_NZ, label_N),) = sampler.got
@@ -132,19 +140,19 @@ def test_scores_of_generated_images(
 
 
 def test_only_the_main_process_has_scores(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator, extractor = make(data, tmp_path, monkeypatch, rank=1)
+    evaluator, extractor, printed = make(data, tmp_path, monkeypatch, rank=1)
     sampler: Any = FakeSampler(conditional=True)
-    assert evaluator.scores(sampler, 20) == {}
-    assert len(sampler.got) == 1
-    assert len(extractor.compared) == 1, "those of the floor"
+    assert evaluator.scores(sampler, 20) == evaluator.floor == {}
+    assert [len(images) for images in extractor.images] == [20, 20, 20], "real, generated and training images"
+    assert extractor.compared == []
+    assert printed == []
 
 
 def test_the_protocol_warns_of_few_held_out_images(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator, extractor = make(data, tmp_path, monkeypatch)
-    extractor.protocol = "features"  # type: ignore[attr-defined]
-    first, floor, bias = evaluator.protocol()
-    assert first == "features"
-    assert floor == "against 20 held-out images; floor (training images in place of generated ones): fcd 1"
+    evaluator, extractor, _ = make(data, tmp_path, monkeypatch)
+    extractor.protocol = "features"
+    first, number, bias = evaluator.protocol()
+    assert (first, number) == ("features", "against 20 held-out images")
     assert bias.startswith("the Fréchet distance to only 20 images is biased upward")
     monkeypatch.setattr(evaluator_module, "FEW_HELD_OUT", 20)
     assert len(list(evaluator.protocol())) == 2
