@@ -107,6 +107,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/agents/test_fire.py",
         f"{_A}/test_actor.py",
         "tests/agents/test_dqn_steps.py",
+        f"{_A}/test_feed.py",
         "tests/agents/test_wiring_dqn.py",
     ),
     "agents/training/best_agent.py": ("tests/agents/training/test_best_agent.py",),

@@ -323,3 +323,13 @@ def test_silence_of_a_minute_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
         reported.append(len(warnings.texts))
     assert reported == [0, 1, 1, 2]
     assert set(warnings.texts) == {"no actor has sent steps for 60 s: in the process of the test"}
+
+
+def test_a_checkpoint_is_due_before_a_chunk_could_overwrite_what_the_last_one_needs(tmp_path: Path) -> None:
+    """A chunk of 5 steps writes at most 10 of the (60 + 4 * 6 * 5) / 6 = 30 spare slots of a ring buffer."""
+    replay = Fed(tmp_path, save_replay=True, checkpoint_every_steps=60).replay
+    assert replay.slots - replay.window == 30
+    due = []
+    for replay.head[0] in (20, 21):
+        due.append(replay.needs_checkpoint)
+    assert due == [False, True]

@@ -40,7 +40,18 @@ def test_gradient_norms_are_means_over_every_tenth_update() -> None:
     assert it.read_metrics()["train/g_grad_norm"].item() == pytest.approx(expected), "the sums begin again"
 
 
-def test_a_pretrained_backbone_is_read_before_a_new_run_is_created(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), []),
+        (("--resume",), []),
+        (("--pretrained-backbone", "some"), [("Dcgan", Path("some"))]),
+        (("--pretrained-backbone", "some", "--resume"), []),
+    ],
+)
+def test_a_pretrained_backbone_is_read_before_a_new_run_is_created(
+    words: tuple[str, ...], expected: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded: list[tuple[str, Path]] = []
     monkeypatch.setattr(learner_module, "find_weights", Path)
     monkeypatch.setattr(
@@ -49,9 +60,8 @@ def test_a_pretrained_backbone_is_read_before_a_new_run_is_created(monkeypatch: 
         lambda backbone, path: loaded.append((type(backbone).__name__, path)),
     )
     state = torch.get_rng_state()
-    for words in ([], ["--pretrained-backbone", "some"], ["--pretrained-backbone", "some", "--resume"], ["--resume"]):
-        check_discriminator(parse(Config, PRESETS, words, ""), SHAPE, 3)
-    assert loaded == [("Dcgan", Path("some"))]
+    check_discriminator(parse(Config, PRESETS, list(words), ""), SHAPE, 3)
+    assert loaded == expected
     assert torch.equal(torch.get_rng_state(), state)
 
 
