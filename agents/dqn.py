@@ -21,8 +21,8 @@ store), the updates that are due. Precision, compilation and CUDA graphs are in 
 buffer in agents/training/replay_buffer.py; logging, evaluation and checkpoints in agents/training/session.py, the start
 of a run in agents/training/start.py; with --actors, other processes act (agents/actors).
 
-Shapes: N environments, B batch, A actions, M next actions (A for the soft policy of Munchausen DQN, 1 for a greedy
-policy), F features, X outputs per action (1 expected return, or atoms, or quantiles), T and S quantile fractions.
+Shapes: N environments, B batch, A actions, F features, X outputs per action (1 expected return, or atoms, or
+quantiles), K returns (X, or X A of C51 with Munchausen DQN), T and S quantile fractions.
 """
 
 from __future__ import annotations
@@ -91,42 +91,49 @@ def dqn_loss(
         following: later observations and actions, for the auxiliary loss of SPR (`Replay.following`).
     """
     images, next_images = compute.images(obs), compute.images(next_obs)
+    atom_X = target.head.atom_X if isinstance(target.head, heads.CategoricalHead) else None  # of C51
     with torch.no_grad():
         next_features_BF = target.features(next_images)
         next_z_BXA = target.outputs(next_features_BF, next_tau_BS)
+        # Q-values select actions. With IQN they are means over evenly spaced fractions, not over the sampled ones of z.
         next_q_BA = target.head.values(next_z_BXA) if next_tau_BS is None else target.values(next_features_BF)
 
-        if config.munchausen:
+        probability_BK: Tensor | None = None  # of the next returns of C51
+        if not config.munchausen:
+            # The greedy next action, evaluated by the target network. Double Q-learning selects it with the online
+            # network (van Hasselt et al. 2016, eq. 4), otherwise the target network selects it (Mnih et al. 2015).
+            next_action_B = (online(next_images) if config.double else next_q_BA).argmax(dim=1)
+            next_z_BX = heads.outputs_of_actions(next_z_BXA, next_action_B)
+            if atom_X is None:  # expected return or quantiles
+                next_return_BK = next_z_BX
+            else:  # with a last dimension of 1 action, without which softmax rounds differently
+                next_return_BK = atom_X.expand_as(next_z_BX)
+                probability_BK = next_z_BX[:, :, None].softmax(dim=1).squeeze(2)
+        else:
             # Policy pi = softmax(q / tau) of the target network. The reward gets alpha * tau log pi(a|s), clipped; the
             # next value is the sum over a' of pi(a'|s') (q(s', a') - tau log pi(a'|s')) (Vieillard et al. 2020, eq. 1).
             temperature = config.munchausen_tau
             tau_log_pi_BA = temperature * F.log_softmax(target(images) / temperature, dim=1)
             tau_log_pi_B = tau_log_pi_BA.gather(1, action_B[:, None]).squeeze(1)
             reward_B = reward_B + config.munchausen_alpha * tau_log_pi_B.clamp(config.munchausen_clip, 0.0)
-            next_z_BXM, tau_log_pi_BM = next_z_BXA, temperature * F.log_softmax(next_q_BA / temperature, dim=1)
-            next_pi_BM = (tau_log_pi_BM / temperature).exp()
-        else:
-            # The greedy next action, evaluated by the target network. Double Q-learning selects it with the online
-            # network (van Hasselt et al. 2016, eq. 4), otherwise the target network selects it (Mnih et al. 2015).
-            next_action_B = (online(next_images) if config.double else next_q_BA).argmax(dim=1)
-            next_z_BXM = heads.outputs_of_actions(next_z_BXA, next_action_B)[:, :, None]
-            next_pi_BM, tau_log_pi_BM = torch.ones_like(next_q_BA[:, :1]), torch.zeros_like(next_q_BA[:, :1])  # M = 1
+            next_tau_log_pi_B1A = temperature * F.log_softmax(next_q_BA / temperature, dim=1)[:, None]
+            next_pi_B1A = (next_tau_log_pi_B1A / temperature).exp()
+            if atom_X is None:
+                next_return_BK = (next_pi_B1A * (next_z_BXA - next_tau_log_pi_B1A)).sum(dim=2)
+            else:  # one distribution of the atoms of all actions
+                next_return_BK = (atom_X[:, None] - next_tau_log_pi_B1A).flatten(1)
+                probability_BK = (next_pi_B1A * next_z_BXA.softmax(dim=1)).flatten(1)
 
-        if isinstance(target.head, heads.CategoricalHead):  # C51: shift the atoms
-            atom_X = target.head.atom_X
-            reward_B11, discount_B11 = reward_B[:, None, None], discount_B[:, None, None]
-            shifted_BXM = reward_B11 + discount_B11 * (atom_X[:, None] - tau_log_pi_BM[:, None])
-            probability_BXM = next_pi_BM[:, None] * next_z_BXM.softmax(dim=1)
-            to_target = losses.C51_TARGETS[config.target_distribution]  # C51's projection, or a target for the mean
-            target_BX = to_target(shifted_BXM.flatten(1), probability_BXM.flatten(1), atom_X, config.hl_gauss_sigma)
-        else:  # expected return or quantiles
-            next_value_BX = (next_pi_BM[:, None] * (next_z_BXM - tau_log_pi_BM[:, None])).sum(dim=2)
-            target_BX = reward_B[:, None] + discount_B[:, None] * next_value_BX
+        target_BX = target_BK = reward_B[:, None] + discount_B[:, None] * next_return_BK  # the TD target
+        if atom_X is not None and probability_BK is not None:  # C51: projection, or two-hot or HL-Gauss of the mean
+            to_target = losses.C51_TARGETS[config.target_distribution]
+            target_BX = to_target(target_BK, probability_BK, atom_X, config.hl_gauss_sigma)
 
     features_BF = online.features(images)
     z_BXA = online.outputs(features_BF, tau_BT)
     z_BX = heads.outputs_of_actions(z_BXA, action_B)
-    if isinstance(online.head, heads.CategoricalHead):
+    if atom_X is not None:
+        # KL divergence or cross-entropy: the gradient is the same, but the loss is also the priority of the transition.
         loss_B = losses.CATEGORICAL_LOSSES[config.per_priority](z_BX, target_BX)
         td_error_B = loss_B.detach().clamp(min=0)  # a divergence of 0 can be rounded to less
     elif isinstance(online.head, heads.QuantileHead):
@@ -134,6 +141,7 @@ def dqn_loss(
         loss_B = losses.quantile_huber_loss(z_BX, tau_BT, target_BX)
         td_error_B = (target_BX[:, None] - z_BX[:, :, None]).detach().abs().mean(dim=(1, 2))
     else:  # the gradient of the Huber loss is the TD error clipped to [-1, 1]
+        # Only huber_after_weight uses the weight here: to clip weight * error, not to weight the loss twice.
         loss_B = losses.SCALAR_LOSSES[config.loss](z_BX, target_BX, weight_B).squeeze(1)
         td_error_B = (target_BX - z_BX).detach().abs().squeeze(1)
     if following:  # self-predictive representations: cosine loss of the features predicted for the next observations
@@ -163,8 +171,9 @@ def make_learner(config: Config, resources: Resources) -> Learner:
 def gradient_step(learner: Learner, batch: Batch, following: Sequence[Tensor] = ()) -> Tensor:
     """Do one gradient step on a batch. Returns the absolute TD errors (B,). Does not synchronize with the device."""
     learner.resample_noise()
-    # Calls dqn_loss(config, compute, online, target, *batch, *taus, *following), in the order of its arguments.
-    return learner.step(*batch, *learner.sample_taus(len(batch.action)), *following)
+    tau_BT, next_tau_BS = learner.sample_taus(len(batch.action))
+    # The arguments of `dqn_loss` after the networks: the fields of a batch are `obs` to `weight_B`, in this order.
+    return learner.step(*batch, tau_BT, next_tau_BS, *following)
 
 
 class Training(Session):
@@ -194,12 +203,16 @@ class Training(Session):
     def sample_and_update(self) -> None:
         """Sample a batch, do a gradient step, update the priorities of the batch. On CUDA this becomes a graph."""
         batch = self.replay.sample(self.config.batch_size // self.world.size)
+        # `following` and `update_priorities` are about the transitions of the last `sample`.
         following = self.replay.following(self.config.spr_steps) if self.config.spr_weight else ()
         self.replay.update_priorities(gradient_step(self.learner, batch, following))
 
     @property
     def epsilon(self) -> float:
-        """Probability that a random action is taken (with ez-greedy exploration: started) at this step."""
+        """Probability of a random action: linear from `epsilon_start` to `epsilon_end` in `epsilon_decay_steps`.
+
+        With `epsilon_schedule` exponential, `epsilon_decay_steps` is the time constant. See also `Session.epsilon`.
+        """
         return schedules.epsilon(self.config, self.step)
 
     def iterate(self) -> None:
@@ -212,19 +225,22 @@ class Training(Session):
             self.learn()
         with self.timed("emulate"):
             result = self.env.recv()
+            # With the sign of the reward, and with a lost life as a terminal, if configured.
             store(self.config, self.replay, self.latest.frame, action_N, result)
             self.record(result)  # sets self.latest, adds config.num_envs (those of all processes) to self.step
 
     def learn(self, limit: int | None = None) -> None:
-        """Do the updates that are due, at most `limit`: `gradient_steps` per `train_every_steps`."""
+        """Do the updates that are due, at most `limit`."""
         config = self.config
+        # `gradient_steps` per `train_every_steps` since `learning_starts`, if as many transitions are stored (`fill`).
         due = schedules.updates_due(config, self.step)
         if self.updates >= due:
             return
         fill = min_transitions(config) // self.world.size
         self.filling = self.filling and self.world.any(len(self.replay) < fill, self.compute.torch_device)
         if self.filling:
-            # Not filled yet, or empty after a resume without a saved buffer: these updates are skipped, but counted.
+            # Too few transitions, such as after a resume without a saved buffer. What is due is dropped: the updates
+            # count as done, so that they are not done later in addition.
             self.updates = due
             return
         self.replay.set_beta(schedules.per_beta(config, self.step))
@@ -236,10 +252,11 @@ class Training(Session):
                 self.replay.set_n_step_and_gamma(*schedules.n_step_and_gamma(config, self.updates))
             self.update()
             self.updates += 1
-            # Every `target_update_steps`, in agent steps that correspond to the updates done so far.
+            # Every `target_update_steps` agent steps; an update counts as train_every_steps / gradient_steps of them.
             if schedules.is_target_update_due(config, self.updates):
                 self.learner.update_target_network()
             if schedules.is_reset_due(config, self.updates):
+                # Also copies the online network into the target network.
                 self.learner.reset(config.seed * 1_000_003 + self.updates, config.reset_perturb_factor)
 
 

@@ -28,6 +28,7 @@ ALLOWED: dict[str, frozenset[str]] = {
 }
 OUTSIDE = frozenset({"tests", "benchmarks", "scripts", "examples"})  # import all packages, and no package imports them
 MAX_FILE_LINES = 450
+MAX_ALGORITHM_LINES = 320  # of a program that shows its algorithm from top to bottom
 MAX_FOLDER_ENTRIES = 30  # in the top folder of a package: its programs and sub-packages
 
 MODULES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
@@ -208,7 +209,8 @@ def test_public_methods_have_docstrings(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES + OTHERS + PUBLIC, ids=relative)
 def test_file_length(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= MAX_FILE_LINES
+    most = MAX_ALGORITHM_LINES if relative(path) in {"agents/dqn.py", "agents/pqn.py"} else MAX_FILE_LINES
+    assert len(path.read_text("utf-8").splitlines()) <= most
 
 
 @pytest.mark.parametrize("names", [*([name] for name in sorted(PROGRAM_MODULES)), sorted(map(module_name, MODULES))])

@@ -179,9 +179,9 @@ class Learner:
         """Reinitialize the head and perturb the backbone (shrink and perturb).
 
         The backbone is interpolated towards newly initialized weights. The optimizer state is set to zero, and the
-        target network is updated. D'Oro et al. 2023, "Sample-Efficient Reinforcement Learning by Breaking the Replay
-        Ratio Barrier", after Nikishin et al. 2022; the interpolation factor of the backbone follows Schwarzer et al.
-        2023, "Bigger, Better, Faster", section 3.
+        target network becomes a copy of the online network. D'Oro et al. 2023, "Sample-Efficient Reinforcement Learning
+        by Breaking the Replay Ratio Barrier", after Nikishin et al. 2022; the interpolation factor of the backbone
+        follows Schwarzer et al. 2023, "Bigger, Better, Faster", section 3.
 
         Args:
             seed: seed of the new weights, the same in every process.
