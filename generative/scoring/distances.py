@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 2_000  # rows of a distance matrix that are in memory at once
+BLOCK = 500  # rows of a distance matrix that are in memory at once; larger blocks take longer
 MAX_NEIGHBORS = 5  # of an image, to which distances are computed
 
 
