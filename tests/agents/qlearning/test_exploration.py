@@ -55,6 +55,20 @@ def test_exploration_resumes_from_its_state(zeta: float | None) -> None:
             assert torch.equal(ours, theirs)
 
 
+def test_without_its_own_state_a_process_draws_other_numbers_and_repeats_nothing() -> None:
+    """After a resume with another number of processes: not the numbers of the start, and other ones at each step."""
+    state = Exploration(50, 3, 9, 2.0).state_dict()
+    fresh = Exploration(50, 3, 4, 2.0)
+    resumed = [Exploration(50, 3, 4, 2.0) for _ in range(3)]
+    for exploration, step in zip(resumed, (100, 100, 200), strict=True):
+        exploration.load_processes({0: state}, 1, step)
+        assert not exploration.remaining_N.any()
+    begins, same, equal, later = (exploration.sample(0.5)[0] for exploration in (fresh, *resumed))
+    assert torch.equal(same, equal)
+    assert not torch.equal(begins, same)
+    assert not torch.equal(same, later)
+
+
 def test_the_longest_duration_is_that_of_the_paper() -> None:
     """A random number above the last cumulative probability, which rounding can make less than 1, has a duration."""
     assert MAX_DURATION == 10_000

@@ -345,7 +345,8 @@ def test_a_frame_of_the_video_shows_the_preview_images(runs: Runs, words: tuple[
     with Image.open("runs/run/film/00000002.png") as opened:
         assert np.array_equal(np.asarray(opened), image_grid(pixels).squeeze())
     assert session.sampler().class_names == (("a", "b", "c") if "--conditional" in words else ())
-    assert (session.sampler().update, session.sampler().scores) == (2, session.scores)
+    session.scores = {"fcd": 1.5}
+    assert (session.sampler().update, session.sampler().scores) == (2, {"fcd": 1.5})
 
 
 def test_preview_latents_follow_from_the_seed() -> None:
