@@ -76,7 +76,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         f"{_Q}/test_family.py",
     ),
     "agents/qlearning/normalization.py": (f"{_Q}/test_normalization.py", "tests/agents/test_wiring_stream.py"),
-    "agents/qlearning/replay.py": (f"{_Q}/test_replay.py", f"{_Q}/test_replay_files.py", f"{_A}/test_feed.py"),
+    "agents/qlearning/replay.py": (
+        f"{_Q}/test_replay.py",
+        f"{_Q}/test_replay_files.py",
+        f"{_Q}/test_spr.py",
+        f"{_A}/test_feed.py",
+    ),
     "agents/qlearning/replay_files.py": (f"{_Q}/test_replay_files.py", f"{_Q}/test_replay_processes.py"),
     "agents/qlearning/prioritized_replay.py": (f"{_Q}/test_prioritized_replay.py", f"{_A}/test_feed.py"),
     "agents/qlearning/policy.py": (

@@ -91,6 +91,14 @@ def test_the_steps_of_a_chunk_are_what_the_replay_buffer_takes(frame_stack: int)
     assert truncations > 4
 
 
+@pytest.mark.parametrize("frame_stack", [1, 3])
+def test_an_actor_stores_the_steps_that_it_needs_and_no_more(frame_stack: int) -> None:
+    """Until n steps later a transition has no TD error; a chunk may hold as many last observations as steps."""
+    actor = make_actor(frame_stack=frame_stack)
+    config = actor.config
+    assert actor.replay.window == schedules.max_n_step(config) + 2 * config.actor_steps + frame_stack + 1
+
+
 class RecordingLoss:
     """Loss that keeps the batches and returns TD errors that are numbers of transitions."""
 
