@@ -87,6 +87,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "agents/qlearning/policy.py": (
         f"{_Q}/test_exploration.py",
         f"{_Q}/test_policy.py",
+        "tests/agents/test_custom_backbone.py",
         "tests/agents/test_pqn_lstm.py",
     ),
     "agents/qlearning/schedules.py": (
@@ -97,6 +98,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "agents/qlearning/losses.py": (
         f"{_Q}/test_targets_and_losses.py",
+        f"{_Q}/test_classification_targets.py",
         "tests/agents/configs/test_reference_values.py",
     ),
     "agents/qlearning/spr.py": (f"{_Q}/test_spr.py",),
