@@ -100,6 +100,20 @@ def test_actions_and_explorations_are_those_of_the_seed() -> None:
     assert torch.equal(explore_N, begins_N)
 
 
+def test_durations_are_those_of_the_seed_in_float64() -> None:
+    """Above a duration of some hundreds, float32 has gaps between the cumulative probabilities."""
+    generator = torch.Generator().manual_seed(8)
+    torch.randint(5, (600,), generator=generator)
+    torch.rand(600, generator=generator)
+    chance_N = torch.rand(600, generator=generator, dtype=torch.float64)
+    probability = 1 / np.arange(1, MAX_DURATION + 1) ** 1.5
+    duration_N = 1 + np.searchsorted(probability.cumsum() / probability.sum(), chance_N.numpy())
+    exploration = Exploration(600, 5, seed=8, zeta=1.5)
+    exploration.sample(1.0)
+    assert exploration.remaining_N.tolist() == (duration_N - 1).tolist()
+    assert duration_N.max() > 500
+
+
 def test_epsilon_0_never_explores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random numbers are at least 0, and 0 occurs."""
     monkeypatch.setattr(torch, "rand", lambda number, **options: torch.zeros(number))
