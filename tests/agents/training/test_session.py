@@ -365,7 +365,9 @@ def test_states_of_other_processes(make: Make, has_own: bool) -> None:
     own = {**state, "games": 3, "returns": [1.0], "lengths": [5]}
     again = make(resume=True, seed=3, world=World(rank=1, size=2))
     session = again.session
+    torch.manual_seed(77)
     changed = session.load_processes({0: state, 1: own} if has_own else {0: state})
+    assert torch.equal(torch.get_rng_state(), state["rng"]["torch"])
     assert changed == "the environments start new episodes, and random numbers are drawn anew"
     assert (session.step, session.updates, session.last_score) == (52, 13, 1.5)
     assert (session.episodes, list(session.returns)) == ((3, [1.0]) if has_own else (10, state["returns"]))
