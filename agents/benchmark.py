@@ -134,7 +134,6 @@ def read_options(argv: Sequence[str] | None = None, description: str = "") -> Op
 if __name__ == "__main__":
     check_command_line(read_options, __doc__)  # before the imports below, which take seconds
 
-
 from zerokara.agents.benchmarking import dopamine_curves
 from zerokara.agents.benchmarking.atari_sets import environments
 from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve

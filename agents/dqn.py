@@ -22,7 +22,7 @@ buffer in agents/training/replay_buffer.py; logging, evaluation and checkpoints 
 of a run in agents/training/start.py; with --actors, other processes act (agents/actors).
 
 Shapes: N environments, B batch, A actions, F features, X outputs per action (1 expected return, or atoms, or
-quantiles), K returns (X, or X A of C51 with Munchausen DQN), T and S quantile fractions.
+quantiles), K returns (X; X * A for C51 with Munchausen DQN), T and S quantile fractions.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def dqn_loss(
             next_z_BX = heads.outputs_of_actions(next_z_BXA, next_action_B)
             if atom_X is None:  # expected return or quantiles
                 next_return_BK = next_z_BX
-            else:  # with a last dimension of 1 action, without which softmax rounds differently
+            else:  # softmax over (B, X, 1): over (B, X) it rounds differently than in earlier releases
                 next_return_BK = atom_X.expand_as(next_z_BX)
                 probability_BK = next_z_BX[:, :, None].softmax(dim=1).squeeze(2)
         else:
@@ -124,8 +124,8 @@ def dqn_loss(
                 next_return_BK = (atom_X[:, None] - next_tau_log_pi_B1A).flatten(1)
                 probability_BK = (next_pi_B1A * next_z_BXA.softmax(dim=1)).flatten(1)
 
-        target_BX = target_BK = reward_B[:, None] + discount_B[:, None] * next_return_BK  # the TD target
-        if atom_X is not None and probability_BK is not None:  # C51: projection, or two-hot or HL-Gauss of the mean
+        target_BX = target_BK = reward_B[:, None] + discount_B[:, None] * next_return_BK  # TD target; C51: of each atom
+        if atom_X is not None and probability_BK is not None:  # projected onto the atoms, or HL-Gauss, two-hot of mean
             to_target = losses.C51_TARGETS[config.target_distribution]
             target_BX = to_target(target_BK, probability_BK, atom_X, config.hl_gauss_sigma)
 
@@ -141,7 +141,7 @@ def dqn_loss(
         loss_B = losses.quantile_huber_loss(z_BX, tau_BT, target_BX)
         td_error_B = (target_BX[:, None] - z_BX[:, :, None]).detach().abs().mean(dim=(1, 2))
     else:  # the gradient of the Huber loss is the TD error clipped to [-1, 1]
-        # Only huber_after_weight uses the weight here: to clip weight * error, not to weight the loss twice.
+        # The loss is weighted below; huber_after_weight needs the weight to clip weight * error instead of the error.
         loss_B = losses.SCALAR_LOSSES[config.loss](z_BX, target_BX, weight_B).squeeze(1)
         td_error_B = (target_BX - z_BX).detach().abs().squeeze(1)
     if following:  # self-predictive representations: cosine loss of the features predicted for the next observations
@@ -209,7 +209,7 @@ class Training(Session):
 
     @property
     def epsilon(self) -> float:
-        """Probability of a random action: linear from `epsilon_start` to `epsilon_end` in `epsilon_decay_steps`.
+        """Probability of a random action, by default linear from `epsilon_start` to `epsilon_end`: `schedules.epsilon`.
 
         With `epsilon_schedule` exponential, `epsilon_decay_steps` is the time constant. See also `Session.epsilon`.
         """
@@ -232,7 +232,7 @@ class Training(Session):
     def learn(self, limit: int | None = None) -> None:
         """Do the updates that are due, at most `limit`."""
         config = self.config
-        # `gradient_steps` per `train_every_steps` since `learning_starts`, if as many transitions are stored (`fill`).
+        # `gradient_steps` per `train_every_steps` after `learning_starts`; none before `fill` transitions are stored.
         due = schedules.updates_due(config, self.step)
         if self.updates >= due:
             return

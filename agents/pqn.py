@@ -187,7 +187,7 @@ class Training(Session):
 
     @property
     def epsilon(self) -> float:
-        """Probability of a random action: linear from `epsilon_start` to `epsilon_end` in `epsilon_decay_steps`."""
+        """Probability of a random action, linear in `epsilon_decay_steps`. See also `Session.epsilon`."""
         return schedules.linear_epsilon(self.config, self.step)
 
     def iterate(self) -> None:
@@ -257,8 +257,8 @@ class Training(Session):
 
     def sequences(self, return_TN: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Yield the same for whole rollouts of environments in random order, and starts of episodes and states."""
-        # An episode starts after a step that ended one. A row of zeros stands before: where an episode starts at the
-        # first step of the rollout, the initial state is zero anyway.
+        # 1 where an episode starts, after a step that ended one. The first row is 0: where an episode starts there,
+        # `initial_state_2NU` is zero already.
         first_TN = F.pad(self.ended_TN[:-1], (0, 0, 1, 0))
         order = torch.randperm(self.num_envs, generator=self.shuffle, device=return_TN.device)
         for index in order.chunk(self.config.num_minibatches):

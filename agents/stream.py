@@ -100,7 +100,7 @@ class Training(Session):
 
     @property
     def epsilon(self) -> float:
-        """Probability of a random action: linear from `epsilon_start` to `epsilon_end` in `epsilon_decay_steps`."""
+        """Probability of a random action, linear in `epsilon_decay_steps`. See also `Session.epsilon`."""
         return schedules.linear_epsilon(self.config, self.step)
 
     def observe(self, obs_NCHW: np.ndarray) -> None:

@@ -87,6 +87,7 @@ def parse(
     words = _normalized(list(sys.argv[1:] if argv is None else argv))
     given, mistake = _split(config_class, words)
     preset = " ".join(dict(given).get("preset", ())) or str(getattr(saved or config_class, "preset", ""))
+    preset = class_mapping(config_class, "RENAMED_VALUES").get("preset", {}).get(preset, preset)
     start = {**presets.get(preset, {}), "preset": preset} if presets else {}
     given = _with_new_names(config_class, given, saved or config_class(**start))
     if presets and preset not in presets:
@@ -313,7 +314,7 @@ def _normalized(words: list[str]) -> list[str]:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             result.append(name.replace("_", "-") + equals + value)
-        elif _NEGATIVE_NUMBER.fullmatch(word) and result and result[-1].startswith("--"):
+        elif _NEGATIVE_NUMBER.fullmatch(word) and result and result[-1].startswith("--") and "=" not in result[-1]:
             result[-1] += f"={word}"
         else:
             result.append(word)

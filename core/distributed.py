@@ -93,7 +93,7 @@ class World:
 
     @property
     def batch_shard(self) -> slice:
-        """Return which items of a training batch belong to this process: they alternate between the processes."""
+        """Items of a training batch that belong to this process: every `size`-th one."""
         return slice(self.rank, None, self.size)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Order of the training images: a random one in every epoch, of which each update has a batch.
+"""Random order of the training images in each epoch, which is divided into the batches of the updates.
 
     order = EpochOrder(len(images), batch_size, seed)
     index_B = order.batch(update)[world.batch_shard]  # the images of this process
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def epoch_generator(seed: int, epoch: int, rollbacks: int = 0) -> torch.Generator:
-    """Return the random numbers of an epoch, of which the order of its images is drawn first.
+    """Return the random generator of an epoch; the order of the images is the first thing drawn from it.
 
     Args:
         seed: seed of the run.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-COLUMNS_OF_FILES = 160  # of a table that is written to a file or a pipe
+FILE_COLUMNS = 160  # width of a table that is written to a file or a pipe
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
@@ -143,7 +143,7 @@ def table_console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else COLUMNS_OF_FILES)
+    return Console(stderr=stderr, width=None if stream.isatty() else FILE_COLUMNS)
 
 
 def new_figure(

@@ -162,9 +162,8 @@ def discriminator_step(learner: Learner, parts: Sequence[Part]) -> None:
         metrics = metrics / len(parts)
         learner.record(loss / len(parts), "d_loss")
         learner.record(metrics, *DISCRIMINATOR_METRICS)
-        if learner.ada is not None:  # it augments more images if too many real ones are taken for real
-            accuracy_real, *_ = metrics
-            learner.ada.observe(accuracy_real)
+        if learner.ada is not None:  # augments more if the discriminator classifies too many real images as real
+            learner.ada.observe(metrics[0])  # d_accuracy_real
     learner.step_discriminator()
 
 
@@ -217,7 +216,7 @@ def generator_step(learner: Learner, parts: Sequence[Part]) -> None:
         with parallel.no_sync(on=number < len(parts)):
             if len(parts) > 1:  # again, because all graphs would not fit in memory
                 fake_bCHW = generate(learner, z_bZ, label_b)  # noqa: PLW2901
-            # Not by `parallel.forward`: `generate` was, and the discriminator that follows gets no gradients.
+            # Without `parallel.forward`: only the generator gets gradients, and `generate` went through it.
             loss = learner.compiled_generator_forward(learner, real_bCHW, fake_bCHW, label_b)
             parallel.backward(loss / len(parts))
         learner.record(loss / len(parts), "g_loss")

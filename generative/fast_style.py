@@ -154,7 +154,7 @@ class Training(TrainingState[StyleNetwork]):
         """Return this process's shard of the next batch (b, 3, H, W), from 0 to 1, with random horizontal flips."""
         size = self.config.batch_size
         epoch, batch = divmod(self.updates, len(self.photographs) // size)
-        if self._order[0] != epoch:  # a function of seed and epoch, so it is not saved
+        if self._order[0] != epoch:  # a function of seed and epoch, so it is not saved; the flips are drawn after it
             random = epoch_generator(self.config.seed, epoch)
             order = torch.randperm(len(self.photographs), generator=random)
             self._order = epoch, order, torch.rand(len(order), generator=random) < 0.5

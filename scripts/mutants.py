@@ -121,6 +121,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "agents/training/evaluation.py": ("tests/agents/training/test_evaluation.py",),
     "agents/training/parts.py": ("tests/agents/training/test_session.py",),
     "agents/training/start.py": ("tests/agents/training/test_start.py", "tests/agents/test_programs.py"),
+    "core/epoch_order.py": ("tests/core/test_epoch_order.py",),
     "core/training_loop.py": ("tests/core/test_training_loop.py", "tests/vision/training/test_epochs.py"),
     "core/training_program.py": ("tests/core/test_training_program.py",),
     "generative/dcgan.py": (

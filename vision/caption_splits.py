@@ -21,7 +21,6 @@ from typing import Annotated, Any
 from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, UserError, error_summary, flag, from_dict, run_main, to_dict
 from zerokara.core.programs import program_command, resume_command
-from zerokara.core.report import table_console
 from zerokara.vision.captioning.config import Config
 
 KIND = "caption"
@@ -46,6 +45,7 @@ if __name__ == "__main__":
 from rich import box
 from rich.table import Table
 
+from zerokara.core.report import table_console
 from zerokara.core.run import Run
 from zerokara.vision.captioning.scoring import PairedDifference, paired_difference
 

@@ -79,7 +79,7 @@ class ActorFeed:
         config: config of the run.
         training: state of the run.
         replay: its replay buffer.
-        learn: does the updates that are due, at most as many as it is given.
+        learn: does the updates that are due, at most the given number.
         loss: `dqn_loss`.
     """
 

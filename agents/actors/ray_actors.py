@@ -176,7 +176,8 @@ class RayActors:
             return f"{config.actors} on this machine"
         total, free = (resources().get("CPU", 0) for resources in (ray.cluster_resources, ray.available_resources))
         nodes = sum(node["Alive"] for node in ray.nodes())
+        cpus = f"{config.actor_cpus:g} CPU{'' if config.actor_cpus == 1 else 's'}"
         return (
-            f"{config.actors} of {config.actor_cpus:g} CPU each, on a cluster of {nodes} machines with {total:g} "
+            f"{config.actors} with {cpus} each, on a cluster of {nodes} machines with {total:g} "
             f"CPUs, {free:g} of them free; actors without a place wait for one"
         )

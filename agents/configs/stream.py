@@ -170,6 +170,10 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
 def check_processes(config: Config, processes: int) -> None:
     """Check that there is one process.
 
+    Args:
+        config: not used; the checks of other programs use theirs.
+        processes: number of processes.
+
     Raises:
         UserError: there are several.
     """

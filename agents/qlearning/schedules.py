@@ -22,7 +22,7 @@ def epsilon(config: Config, step: int) -> float:
 
 
 def linear_epsilon(config: pqn.Config | stream.Config, step: int) -> float:
-    """Probability of a random action at an agent step, of PQN and of streaming Q(lambda)."""
+    """Linear epsilon of PQN and of streaming Q(lambda) at an agent step."""
     return schedules.linear(step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps)
 
 

@@ -17,7 +17,6 @@ from typing import Annotated
 
 from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.report import table_console
 
 _MIN_SECONDS = 1.0  # total duration of the measured steps
 _PRECISIONS = ("float32", "bfloat16")
@@ -60,6 +59,7 @@ from zerokara.core.backbones.summary import short
 from zerokara.core.compute import Compute
 from zerokara.core.eager_optim import SGD
 from zerokara.core.models.classifier import make_classifier
+from zerokara.core.report import table_console
 
 
 def main(argv: Sequence[str] | None = None) -> None:

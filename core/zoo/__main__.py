@@ -14,7 +14,6 @@ from typing import Any
 
 from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import run_main
-from zerokara.core.report import table_console
 from zerokara.core.zoo import registry
 
 MAX_CLASSES = 10  # that are listed by name
@@ -41,6 +40,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from zerokara.core.models.model_file import read_raw_metadata
+from zerokara.core.report import table_console
 
 
 def describe(kind: registry.Kind, metadata: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -136,6 +136,7 @@ class Learner:
     def record(self, values: Tensor, *names: str) -> None:
         """Add values (a scalar, or one for each name) to metrics of this update, which are consecutive in `SUMS`."""
         first = SUMS.index(names[0])
+        assert SUMS[first : first + len(names)] == names
         self._sums[first : first + len(names)] += values.detach()
 
     def step_discriminator(self) -> None:

@@ -2,7 +2,7 @@
 
 No result depends on the order of the images.
 
-Shapes: N real images, M generated images, F features, k neighbors.
+Shapes: N real images, M generated images, F features, k neighbors, K distances to neighbors.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 BLOCK = 500  # rows of a distance matrix that are in memory at once; larger blocks take longer
-MAX_NEIGHBORS = 5  # of an image, to which distances are computed
+MAX_NEIGHBORS = 5  # largest k; distances to so many neighbors are kept
 
 
 class Features:
     """Features of a set of images, and statistics of this set alone, each computed once, when it is first needed.
 
-    A set that is compared with several others, such as the real images of a training run, has them only once.
+    Comparisons of one set with several others, such as the real images of a run, share them.
 
     Attributes:
         features_NF: features (N, F), float64.
@@ -83,7 +83,7 @@ def frechet_distance(real: Features, fake: Features) -> float:
     """
     gap_F = real.mean_F - fake.mean_F
     if min(len(real), len(fake)) < real.features_NF.shape[1]:
-        x_NF, y_MF = ((of.features_NF - of.mean_F) / (len(of) - 1) ** 0.5 for of in (real, fake))
+        x_NF, y_MF = ((s.features_NF - s.mean_F) / (len(s) - 1) ** 0.5 for s in (real, fake))
         root_trace = torch.linalg.svdvals(x_NF @ y_MF.T).sum()
         return float(gap_F @ gap_F + x_NF.square().sum() + y_MF.square().sum() - 2 * root_trace)
     real_FF, fake_FF = real.covariance_FF, fake.covariance_FF

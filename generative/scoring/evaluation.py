@@ -31,9 +31,9 @@ def print_protocol(session: Session, evaluator: Evaluator) -> None:
 def evaluate(session: Session, evaluator: Evaluator) -> None:
     """Evaluate the generator, save its weights, log images and curves, and warn of mode collapse.
 
-    If it is the best generator so far, a checkpoint of the whole run is saved, too. The first evaluation of a process
-    includes that of the floor. A signal interrupts the computation of the metrics; the evaluation is then repeated
-    after resuming. The processes divide the images; the main process does the rest.
+    If it is the best generator so far, a checkpoint of the whole run is saved, too. The first evaluation after a start
+    or a resume also computes the floor. A signal interrupts the computation of the metrics; the evaluation is then
+    repeated after resuming. The processes divide the images; the main process does the rest.
 
     Raises:
         UserError: the weights contain NaN or Inf.
@@ -43,7 +43,8 @@ def evaluate(session: Session, evaluator: Evaluator) -> None:
     session.evaluation_pending = True
     try:
         with run.interruptible(on=session.world.size == 1):  # several processes stop together
-            floor, sampler = evaluator.floor, session.sampler()
+            floor = evaluator.floor  # computed and printed in the first evaluation
+            sampler = session.sampler()
             scores = evaluator.scores(sampler, session.config.eval_images)
     except Stopped:
         return
@@ -85,7 +86,7 @@ def closing_message(session: Session, evaluator: Evaluator) -> str:
     if session.best is not None and session.scores:
         result = (
             f"{label} {session.scores[name]:.4g}, best {session.best['score']:.4g} "
-            f"(update {session.best['update']:,}), against {evaluator.real_images:,} held-out images"
+            f"(update {session.best['update']:,}), against {evaluator.num_held_out:,} held-out images"
         )
     if session.run.stopped or session.update < config.updates:
         command = resume_command("generative.dcgan", config.name)

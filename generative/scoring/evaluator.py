@@ -29,7 +29,7 @@ class Evaluator:
 
     Attributes:
         extractor: network whose features are compared.
-        real_images: number of held-out images.
+        num_held_out: number of held-out images that generated ones are compared with.
     """
 
     def __init__(self, config: Config, data: Data, run: Run) -> None:
@@ -44,7 +44,7 @@ class Evaluator:
         self.extractor = FeatureExtractor.of_run(config, data.train.shape, run)
         self._number = config.eval_images
         self._held_out = data.held_out.images[: self._number]
-        self.real_images = len(self._held_out)
+        self.num_held_out = len(self._held_out)
         self._real_spread = spread(self._held_out[:SPREAD_IMAGES])
 
     @functools.cached_property
@@ -77,10 +77,10 @@ class Evaluator:
     def protocol(self) -> Iterator[str]:
         """Describe how the metrics are computed, in lines of text."""
         yield self.extractor.protocol
-        yield f"against {self.real_images:,} held-out images"
-        if self.real_images < FEW_HELD_OUT:
+        yield f"against {self.num_held_out:,} held-out images"
+        if self.num_held_out < FEW_HELD_OUT:
             yield (
-                f"the Fréchet distance to only {self.real_images:,} images is biased upward: compare it only with "
+                f"the Fréchet distance to only {self.num_held_out:,} images is biased upward: compare it only with "
                 f"distances to the same number of images, or hold out more with --held-out-images"
             )
 

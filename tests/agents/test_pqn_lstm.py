@@ -156,7 +156,7 @@ def test_a_policy_remembers_each_row_until_it_forgets() -> None:
     torch.testing.assert_close(second, expected[N:].detach())
     state_2NU = policy.memory.state_2NU.clone()
     policy.values_and_state(obs[2], torch.zeros(2, N, UNITS))
-    assert torch.equal(policy.memory.state_2NU, state_2NU), "step leaves the memory of values as it is"
+    assert torch.equal(policy.memory.state_2NU, state_2NU), "values_and_state leaves the memory of values as it is"
     policy.forget()
     torch.testing.assert_close(policy.values(obs[2]), network(x[2]).detach())
     torch.testing.assert_close(policy.values(obs[2, :1]), network(x[2, :1]).detach())  # another number of rows

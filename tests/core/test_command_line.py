@@ -24,7 +24,7 @@ class Config:
         "twice": "double",
         "two_streams": "dueling",
     }
-    RENAMED_VALUES: ClassVar = {"device": {"gpu": "cuda"}}
+    RENAMED_VALUES: ClassVar = {"device": {"gpu": "cuda"}, "preset": {"dqn2015": "nature"}}
     FOREIGN_NAMES: ClassVar = {"lr": "learning_rate", "track": "is not an option here: use TensorBoard."}
     REQUIRES: ClassVar = {"eval_steps": (lambda config: config.device == "cpu", "--device cpu")}
     GROUPS: ClassVar = {
@@ -107,14 +107,14 @@ def test_layers_override_the_preset_but_not_the_flags() -> None:
     assert (
         parse_with_layers("--device", "cpu", saved=Config(num_envs=5)).num_envs == 5
     )  # a resumed run keeps its config
-    kept: set[str] = set()
+    names: set[str] = set()
 
     def adjust(config: Config, given: Collection[str]) -> Config:
-        kept.update(given)
+        names.update(given)
         return config
 
     parse(Config, PRESETS, ["--envs", "3", "--device=cpu"], "", layers=layers, adjust=adjust)
-    assert kept == {"num_envs", "device", "hidden"}
+    assert names == {"num_envs", "device", "hidden"}
 
 
 def test_all_field_types() -> None:
@@ -257,6 +257,8 @@ def test_old_names_are_accepted_with_a_note(capsys: pytest.CaptureFixture[str]) 
     config_module._printed.clear()
     assert parse_args("--device=gpu").device == "cuda"
     assert capsys.readouterr().err == "note: the value 'gpu' of --device is called 'cuda' now.\n"
+    assert parse_args("--preset", "dqn2015", "--envs", "3") == parse_args("--preset", "nature", "--num-envs", "3")
+    assert "note: the value 'dqn2015' of --preset is called 'nature' now.\n" in capsys.readouterr().err
 
 
 def test_an_old_name_may_depend_on_another_setting() -> None:

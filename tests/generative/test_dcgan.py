@@ -184,10 +184,10 @@ def test_resuming_a_killed_run_is_bitwise_exact(finished: Path, tmp_path: Path) 
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "features: classifier deep_cnn" in out, "the protocol must be printed"
-    floor, later = out.split("\nfloor (training images in place of generated ones): fcd ")
-    assert "against 20 held-out images" in floor
-    assert "update 60: fcd" in later
-    assert "update 60: fcd" not in floor
+    before, after = out.split("\nfloor (training images in place of generated ones): fcd ")
+    assert "against 20 held-out images" in before
+    assert "update 60: fcd" in after
+    assert "update 60: fcd" not in before
     assert "the Fréchet distance to only 20 images is biased upward" in out
     assert out.strip().splitlines()[-1].startswith("glyphs at update 60: FCD ")
     assert metrics(killed) == metrics(finished)

@@ -1,4 +1,4 @@
-"""Supervised training step for image and pixel labels, and result of a run, shared by vision.classify and segment.
+"""Supervised training step for image and pixel labels, and results of a run, of vision.classify and vision.segment.
 
 Shapes: B images of a batch, b images of one gradient accumulation step.
 """

@@ -318,7 +318,8 @@ def test_silence_of_a_minute_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
     fed.actors.waiting.clear()
     fed.training.run.warn = warnings = Warnings()  # type: ignore[method-assign]
     reported = []
-    for clock.now in (60.0, 61.0, 121.0, 122.0):
+    for now in (60.0, 61.0, 121.0, 122.0):
+        clock.now = now
         fed.iterate(1)
         reported.append(len(warnings.texts))
     assert reported == [0, 1, 1, 2]
@@ -330,6 +331,7 @@ def test_a_checkpoint_is_due_before_a_chunk_could_overwrite_what_the_last_one_ne
     replay = Fed(tmp_path, save_replay=True, checkpoint_every_steps=60).replay
     assert replay.slots - replay.window == 30
     due = []
-    for replay.head[0] in (20, 21):
+    for head in (20, 21):
+        replay.head[0] = head
         due.append(replay.needs_checkpoint)
     assert due == [False, True]

@@ -244,5 +244,5 @@ def test_it_is_described_where_the_actors_run(ray: FakeRay) -> None:
     ray.nodes = lambda: [{"Alive": True}, {"Alive": False}, {"Alive": True}]  # type: ignore[attr-defined]
     actors = RayActors(config(ray_address="auto"), Compute(), nothing, [1, 2])
     assert actors.describe() == (
-        "2 of 1 CPU each, on a cluster of 2 machines with 8 CPUs, 2 of them free; actors without a place wait for one"
+        "2 with 1 CPU each, on a cluster of 2 machines with 8 CPUs, 2 of them free; actors without a place wait for one"
     )

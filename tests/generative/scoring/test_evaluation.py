@@ -36,13 +36,13 @@ FOLDER = Path("runs/run")
 
 
 class Scripted:
-    """Evaluator with scores of a script, of which an exception is raised."""
+    """Evaluator that returns the scores of a script in order, or raises its exceptions."""
 
     def __init__(self, *script: dict[str, float] | Stopped) -> None:
         self.script = iter(script)
         self.extractor = SimpleNamespace(name="fcd", bias_warning="")
         self.floor = {"rarest_class": 0.3}
-        self.real_images = 6
+        self.num_held_out = 6
         self.numbers: list[int] = []
 
     def protocol(self) -> Iterator[str]:
@@ -71,7 +71,8 @@ class Opened:
         patch.setattr(run, "warn", self.warnings.append)
 
     def evaluate(self, evaluator: Any, *updates: int) -> None:
-        for self.session.learner.updates in updates:
+        for update in updates:
+            self.session.learner.updates = update
             evaluate(self.session, evaluator)
 
 

@@ -96,7 +96,7 @@ def test_real_images_are_the_first_held_out_ones_and_the_floor_is_of_random_trai
 ) -> None:
     evaluator, extractor, printed = make(data, tmp_path, monkeypatch)
     assert extractor.images == [], "training does not wait for them"
-    assert evaluator.real_images == 20
+    assert evaluator.num_held_out == 20
     assert evaluator.floor == evaluator.floor == {"fcd": 1.0}
     assert printed == ["floor (training images in place of generated ones): fcd 1"]
     real, training = extractor.images
