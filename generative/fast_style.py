@@ -158,8 +158,8 @@ class Training(TrainingState[StyleNetwork]):
             random = epoch_generator(self.config.seed, epoch)
             order = torch.randperm(len(self.photographs), generator=random)
             self._order = epoch, order, torch.rand(len(order), generator=random) < 0.5
-        shard = slice(batch * size + self.world.rank, (batch + 1) * size, self.world.size)
-        index, flipped = (x[shard].to(self.photographs.device) for x in self._order[1:])
+        rows, shard = slice(batch * size, (batch + 1) * size), self.world.batch_shard
+        index, flipped = (x[rows][shard].to(self.photographs.device) for x in self._order[1:])
         pixels = self.pixels(self.photographs[index])
         return torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(3), pixels)
 
