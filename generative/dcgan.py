@@ -316,7 +316,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     check_sync_batch_norm(config, world)
     with loading(config.quiet or not world.is_main) as progress:
-        config, data = Data.load_resized(config, progress)
+        config, data = Data.load_with_defaults(config, progress)
     check_discriminator(config, data.train.shape, len(data.train.classes))
     with open_run(config, KIND, world) as run:
         run.callback = callback

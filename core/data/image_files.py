@@ -31,6 +31,7 @@ SUFFIXES = LOSSY_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".
 UNSUPPORTED_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw"})
 """Suffixes of images that cannot be read here; files with them are named, not only counted."""
 ORIENTATION, TURNED = 0x0112, range(2, 9)  # tag of EXIF, and its values that turn or mirror an image
+SIDEWAYS = range(5, 9)  # those of them that exchange height and width
 MAX_OF_12_BITS = 2**12 - 1
 LIGHT = 224  # of 255: an image whose visible parts are lighter than this on average is placed on black
 CONVERTED_MODES = {
@@ -158,9 +159,7 @@ def decode(
     is_pgm = picture.mode == "I" and data[:2] in (b"P2", b"P5")
     if picture.mode in {"I", "F"} and not is_pgm:
         raise UserError(f"{name} has 32-bit pixels: save it with 8 or 16 bits per channel, or remove it.")
-    # Pillow would clip an image of 16 bits to 8 instead of scaling it, so its transparent color stays as it is.
-    may_have_transparency = "transparency" in picture.info and not picture.mode.startswith("I")
-    if picture.mode in {"LA", "La", "RGBA", "RGBa", "PA"} or may_have_transparency:
+    if _may_have_transparency(picture):
         picture, ground = _on_background(picture, background)
         conversion = f"with transparency, placed on {ground}" if ground else conversion
     if picture.mode.startswith("I"):
@@ -176,13 +175,45 @@ def decode(
 
 
 def read_size(data: bytes, name: str) -> tuple[int, int]:
-    """Return (H, W) from the header of an image, before it is turned as its EXIF orientation says; decode no pixels.
+    """Return (H, W) from the header of an image, as its EXIF orientation says; decode no pixels.
 
     Raises:
         UserError: the file is empty or not an image, or it has more than 89 million pixels.
     """
     with _reading(data, name) as opened:
-        return opened.height, opened.width
+        # Pillow turns TIFF files itself, and would decode a PNG file to find EXIF data after its pixels.
+        has_exif = "exif" in opened.info if opened.format == "PNG" else opened.format != "TIFF"
+        sideways = has_exif and opened.getexif().get(ORIENTATION, 1) in SIDEWAYS
+        return (opened.width, opened.height) if sideways else (opened.height, opened.width)
+
+
+def read_visible_luma(data: bytes, name: str) -> float | None:
+    """Return the mean luma (0 to 255) of the visible parts of an image; None without transparent pixels or such parts.
+
+    Images that cannot have transparency are not decoded.
+
+    Raises:
+        UserError: see `decode`.
+    """
+    with _reading(data, name) as opened:
+        if not _may_have_transparency(opened):
+            return None
+        opened.load()
+        colors = opened.convert("RGBA")
+    return None if colors.getchannel("A").getextrema()[0] == 255 else _visible_luma(colors)
+
+
+def _may_have_transparency(picture: Image.Image) -> bool:
+    # Pillow would clip an image of 16 bits to 8 instead of scaling it, so its transparent color stays as it is.
+    has_color = "transparency" in picture.info and not picture.mode.startswith("I")
+    return picture.mode in {"LA", "La", "RGBA", "RGBa", "PA"} or has_color
+
+
+def _visible_luma(colors: Image.Image) -> float | None:
+    """Return the mean luma of an RGBA image, weighted by its alpha; None if nothing is visible."""
+    alpha = np.asarray(colors.getchannel("A"), np.float64)
+    luma = np.asarray(colors.convert("RGB").convert("L"), np.float64)
+    return float((luma * alpha).sum() / alpha.sum()) if alpha.any() else None
 
 
 def _on_background(picture: Image.Image, background: Background) -> tuple[Image.Image, str]:
@@ -193,10 +224,8 @@ def _on_background(picture: Image.Image, background: Background) -> tuple[Image.
         return colors.convert(mode), ""
     ground: str = background
     if background == "auto":
-        alpha = np.asarray(colors.getchannel("A"), np.float64)
-        luma = np.asarray(colors.convert("RGB").convert("L"), np.float64)
-        is_light = alpha.any() and (luma * alpha).sum() / alpha.sum() > LIGHT
-        ground = "black" if is_light else "white"
+        luma = _visible_luma(colors)
+        ground = "black" if luma is not None and luma > LIGHT else "white"
     return Image.alpha_composite(Image.new("RGBA", picture.size, ground), colors).convert(mode), ground
 
 

@@ -6,8 +6,8 @@ the discriminator and one of the generator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.choices import Background, Switch
@@ -17,6 +17,8 @@ from zerokara.core.run_options import BatchNormOptions
 from zerokara.generative.gan import names
 
 KIND = "dcgan"  # kind of the runs of generative/dcgan.py
+FRAMES = "frames:"  # start of --data for frames of an environment
+MIN_EVAL_IMAGES = 100
 # Options that may change when a run is resumed.
 CHANGEABLE = {"resume", "rollback", "quiet", "updates", "video_every_updates"}
 
@@ -55,6 +57,7 @@ class Config(BatchNormOptions):
         "background": "white",
         "discriminator_input": "unit",
         "diffaugment_version": "0.1",
+        "augment_few_images": False,
     }
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
     REQUIRES: ClassVar = names.REQUIRES
@@ -70,18 +73,20 @@ class Config(BatchNormOptions):
     data_dir: str = ""
     """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara). They are downloaded to it."""
     image_size: Annotated[tuple[int, ...], Range(28, 256)] = ()
-    """Side of the images, or height and width, in pixels (none: no resizing)."""
+    """Side of the images, or height and width, in pixels (none: no resizing). Pictures of your own are resized to 64
+    pixels by default, or to 32 if most are smaller, unless all have one size of 28 to 64 pixels."""
     grayscale: bool | None = None
     """Convert images to grayscale (None: keep the data's channels). Frames of an environment are grayscale."""
     background: Background = "auto"
-    """Color behind transparent pixels (auto: contrasting)."""
+    """Color behind transparent pixels (auto: contrasting). It is one for all pictures of a run: the one on which fewer
+    would vanish."""
     frames: Count = 20_000
     """With --data frames:<environment id>: number of frames to record."""
     frame_stack: Annotated[int, Range(1, 16)] = 1
     """With --data frames:<environment id>: frames per image. They are stacked as channels; DQN uses 4."""
     held_out_images: OptionalCount = 0
     """Number of images held out for evaluation (0: one twelfth, at most 5,000). The best checkpoint is selected by
-    them."""
+    them. Of few pictures of your own at least 50 are held out, or a fifth."""
     conditional: bool = False
     """Class-conditional GAN: generator and discriminator receive the label."""
     updates: Count = 6_000
@@ -170,6 +175,9 @@ class Config(BatchNormOptions):
     """Real images in which ADA's probability can rise from 0 to 1."""
     flip: bool = False
     """Flip real images horizontally with probability 0.5."""
+    augment_few_images: bool = True
+    """Augment few pictures of your own: --diffaugment color translation cutout. That is fewer than 2,000 training
+    images, unless --diffaugment or --ada is given."""
 
     # --- evaluation and logging ------------------------------------------------------------------------------------
     classifier: str = ""
@@ -177,8 +185,8 @@ class Config(BatchNormOptions):
     a network of the zoo. If the zoo has none for these data: a network with random weights."""
     eval_every_updates: OptionalCount = 500
     """Updates between evaluations (0: evaluate only at the end)."""
-    eval_images: Annotated[int, Range(100, 100_000)] = 5_000
-    """Number of generated images per evaluation."""
+    eval_images: Annotated[int, Range(0, 100_000)] = 0
+    """Number of generated images per evaluation (0: 20 for each held-out image, but 1,000 to 5,000)."""
     log_every_updates: Count = 50
     """Updates between logged metrics."""
     checkpoint_every_updates: Count = 500
@@ -243,7 +251,7 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
 
     Raises:
         UserError: as in `core.run_config.configure`; an unknown backbone or a loss of one's own that cannot be loaded;
-            --rollback without --resume; adaptive augmentation whose probability stays 0.
+            --rollback without --resume; adaptive augmentation whose probability stays 0; too few --eval-images.
     """
     config = configure(
         Config,
@@ -253,13 +261,18 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
         kind=KIND,
         name_fields=("data", "preset", "seed"),
         changeable=CHANGEABLE,
-        adjust=refuse_whitening,
+        adjust=_adjust,
     )
     if config.rollback and not config.resume:
         raise UserError("--rollback needs an existing run: add --resume and its --name.")
     if config.ada and not (config.ada_target or config.ada_probability):
         raise UserError(
             "--ada-target 0 keeps the probability of --ada constant, and it is 0: give an --ada-probability above 0."
+        )
+    if 0 < config.eval_images < MIN_EVAL_IMAGES:
+        raise UserError(
+            f"--eval-images must be at least {MIN_EVAL_IMAGES}, or 0 for a number that depends on the held-out images, "
+            f"got {config.eval_images}."
         )
     # A mistake is reported before the data are read. The checks import PyTorch, so they are left out where possible.
     if config.backbone not in {Config.backbone, *(preset.get("backbone") for preset in PRESETS.values())}:
@@ -271,3 +284,14 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
 
         find_loss(config.loss)
     return config
+
+
+def _adjust(config: Config, given: Collection[str]) -> Config:
+    """Keep an augmentation that the command line gives, also none (--diffaugment without words); else as `configure`.
+
+    Raises:
+        UserError: as `refuse_whitening`.
+    """
+    if {"diffaugment", "ada"} & set(given):
+        config = replace(config, augment_few_images=False)
+    return refuse_whitening(config, given)

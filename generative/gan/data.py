@@ -1,19 +1,18 @@
 """Training images of a GAN.
 
 Named data sets are read by core.data, and frames by envs. Folders, zip files and LSUN databases are read here: images
-that cannot be read are named and left out, and images of different modes are converted and counted.
+that cannot be read are named and left out, and images of different modes are converted and counted. Defaults for them
+are chosen in generative/gan/own_defaults.py.
 
 Shapes: N images, C channels, H, W pixels.
 """
 
 from __future__ import annotations
 
-import statistics
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,47 +21,22 @@ import numpy as np
 from zerokara.core import data
 from zerokara.core.choices import Background
 from zerokara.core.config import UserError, format_count
-from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out, lsun
+from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.emnist import check_no_emnist
-from zerokara.core.data.folders import count_others, is_image, opened, test_split
-from zerokara.core.data.image_files import (
-    convert_channels,
-    convert_image_set,
-    decode,
-    is_hidden,
-    read_size,
-    resize_and_crop,
-)
+from zerokara.core.data.image_files import convert_channels, convert_image_set, decode, resize_and_crop
 from zerokara.core.data.reading_rules import rules_of
-from zerokara.core.data.splits import AnySplit, describe_subfolders, find_split_folders
-from zerokara.core.data.stylegan_labels import FILE, LAYOUT, keep_labeled, read_labels
 from zerokara.core.data.types import image_set
 from zerokara.core.programs import program_command
 from zerokara.envs.frames import record
-from zerokara.generative.gan.config import Config
+from zerokara.generative.gan import own_defaults
+from zerokara.generative.gan.config import FRAMES, Config
+from zerokara.generative.gan.image_members import MAX_SIDE, MIN_SIDE, TEST_EVERY, check_readable_side, open_members
 
-FRAMES = "frames:"
 SPLIT_SEED = 0  # the same images are held out whatever the run's seed
-TEST_EVERY = 10  # without a test folder every tenth image is a test image
-MIN_IMAGES = 100  # for training
+MIN_FRAMES = 100  # of an environment, as test images
+MIN_TRAINING = 64  # images
 MIN_HELD_OUT = 8  # the metrics need neighbors and covariances
-MIN_READABLE_SIDE = 8  # pixels
-MIN_SIDE, MAX_SIDE = 28, 256  # pixels, of the images that the networks generate
-CHOSEN_SIDES = (64, 32)  # pixels; of the image sizes chosen for mixed sizes, the first that half of the images have
-FEW_IMAGES = 2_000  # for training; below it a warning says what to expect
-
-
-class MixedSizes(UserError):
-    """The images must be resized: they have several sizes, or more than MAX_SIDE pixels.
-
-    Attributes:
-        side: a size for all of them.
-    """
-
-    def __init__(self, message: str, side: int = CHOSEN_SIDES[0]) -> None:
-        super().__init__(message)
-        self.side = side
 
 
 @dataclass(frozen=True)
@@ -80,74 +54,110 @@ class Data:
         Raises:
             UserError: no such data, too few images, or sizes that the networks do not support.
         """
-        all_images, messages = load_split(config, "train", progress)
-        _, height, width = all_images.shape
+        return cls._held_out_of(config, *load_split(config, "train", progress), _twelfth, progress)
+
+    @classmethod
+    def load_with_defaults(cls, config: Config, progress: Progress | None = None) -> tuple[Config, Data]:
+        """Read the training images as `load` does; a new run on pictures of one's own gets the defaults for them.
+
+        Returns:
+            The config with these defaults, which must be saved, and the data.
+
+        Raises:
+            UserError: see `load`.
+        """
+        if config.resume or not own_defaults.is_own(config):  # the defaults were chosen when the run started
+            return config, cls.load(config, progress)
+        config, before = own_defaults.for_reading(config, progress)
+        images, messages = load_split(config, "train", progress)
+        data = cls._held_out_of(config, images, messages, own_defaults.held_out_images, progress)
+        config, after = own_defaults.for_training(config, len(data.train), len(data.held_out))
+        return config, replace(data, messages=(*before, *data.messages, *after))
+
+    @classmethod
+    def _held_out_of(
+        cls,
+        config: Config,
+        images: ImageSet,
+        messages: Sequence[str],
+        default: Callable[[int], int],
+        progress: Progress | None,
+    ) -> Data:
+        """Hold images out; `default` is the number of them, given that of all images, without --held-out-images.
+
+        Raises:
+            UserError: too few images, sizes that the networks do not support, or --conditional without classes.
+        """
+        _, height, width = images.shape
         if not (min(height, width) >= MIN_SIDE and max(height, width) <= MAX_SIDE):
             raise UserError(
-                f"{all_images.source} has images of {height}x{width} pixels, and sides of {MIN_SIDE} to "
+                f"{images.source} has images of {height}x{width} pixels, and sides of {MIN_SIDE} to "
                 f"{MAX_SIDE} are supported: resize them with --image-size 64, for example."
             )
+        _check_number(config, images, default)
         if 0 < config.held_out_images < MIN_HELD_OUT:
             raise UserError(
                 f"--held-out-images must be at least {MIN_HELD_OUT}, or 0 for a twelfth of the images, got "
                 f"{config.held_out_images}."
             )
-        number = config.held_out_images or min(5_000, len(all_images) // 12)
-        if len(all_images) - number < max(MIN_IMAGES, config.batch_size):
-            raise UserError(
-                f"{all_images.source} has {format_count(len(all_images), 'image')}, too few for training: "
-                f"at least {max(MIN_IMAGES, config.batch_size) + max(1, number):,} are needed."
-            )
+        number = config.held_out_images or default(len(images))
         if config.data.startswith(FRAMES):  # consecutive frames are similar, so separate episodes are held out
-            train = all_images.take(slice(0, len(all_images) - number))
+            train = images.take(slice(0, len(images) - number))
             held_out = _frames(config, "held out", number, progress)
         else:
-            train, held_out = hold_out(all_images, number, SPLIT_SEED)
+            train, held_out = hold_out(images, number, SPLIT_SEED)
         if config.conditional and len(train.classes) < 2:
             raise UserError(
-                f"--conditional needs classes, and {all_images.source} has no classes: remove it, or put the "
+                f"--conditional needs classes, and {images.source} has no classes: remove it, or put the "
                 f"images into folders, one for each class."
             )
         return cls(train, held_out, tuple(messages))
 
-    @classmethod
-    def load_resized(cls, config: Config, progress: Progress | None = None) -> tuple[Config, Data]:
-        """Read the training images as `load` does, and resize them if they need it and --image-size is not given.
-
-        Returns:
-            The config with the image size, which must be saved, and the data.
-
-        Raises:
-            UserError: see `load`.
-        """
-        try:
-            return config, cls.load(config, progress)
-        except MixedSizes as error:
-            if config.resume:  # the size was chosen when the run started, so the data have changed
-                raise
-            side = error.side
-        config = replace(config, image_size=(side,))
-        data = cls.load(config, progress)
-        message = (
-            f"{config.data}: the images have several sizes or large ones; all are resized to cover {side}x{side} "
-            f"pixels, and cropped to their centers. --image-size chooses another size, or height and width."
-        )
-        return config, replace(data, messages=(message, *data.messages))
-
     def few_images_warning(self, config: Config) -> str:
         """Return a warning that a data set of one's own is small, with what to expect; "" if it is not."""
         number = len(self.train)
-        if number >= FEW_IMAGES or config.data in DATASETS or config.data.startswith(FRAMES):
+        if number >= own_defaults.FEW_IMAGES or not own_defaults.are_files(config):
             return ""
-        advice = ["--diffaugment color translation cutout"] if not config.diffaugment else []
-        advice += ["--flip, if mirror images are as good"] if not config.flip else []
+        advice = ["more images"]
+        if not (config.diffaugment or config.ada):
+            advice += [f"--diffaugment {' '.join(own_defaults.FEW_AUGMENTATION)}", "--ada blit geometry color"]
+        if not config.flip:
+            advice += ["--flip, if mirror images are as good"]
         return (
             f"{number:,} training images are few: in {config.updates:,} updates the discriminator sees each of them "
             f"{config.updates * config.batch_size / number:,.0f} times and may learn them by heart. Expect images that "
             f"resemble the training images but are less diverse, and that become worse again at some point; the best "
-            f"generator is kept. {program_command('generative.neighbours')} shows whether images were copied."
-            + (f" What helps: more images, {', '.join(advice)}." if advice else "")
+            f"generator is kept. {program_command('generative.neighbours')} shows whether images were copied. What "
+            f"helps in a new run: {', '.join(advice)}."
         )
+
+
+def _twelfth(number: int) -> int:
+    """Return the number of held-out images among `number` images of a named data set, or of frames."""
+    return min(own_defaults.MAX_HELD_OUT, number // 12)
+
+
+def _check_number(config: Config, images: ImageSet, default: Callable[[int], int]) -> None:
+    """Check that enough images remain for training.
+
+    Raises:
+        UserError: they are fewer than a batch, or than MIN_TRAINING.
+    """
+
+    def remaining(number: int) -> int:
+        return number - (config.held_out_images or default(number))
+
+    needed = max(MIN_TRAINING, config.batch_size)
+    if remaining(len(images)) >= needed:
+        return
+    number = next(each for each in itertools.count(needed) if remaining(each) >= needed)
+    without_test = -(-number * TEST_EVERY // (TEST_EVERY - 1))
+    in_folder = f", or {without_test:,} in a folder without test images of its own" * own_defaults.are_files(config)
+    in_batch = f"; a --batch-size below {config.batch_size} needs fewer" * (config.batch_size > MIN_TRAINING)
+    raise UserError(
+        f"{images.source} has {format_count(len(images), 'image')}, too few for training: at least {number:,} are "
+        f"needed ({number - needed:,} are held out){in_folder}{in_batch}."
+    )
 
 
 def size_of(config: Config) -> tuple[int, int] | None:
@@ -176,7 +186,7 @@ def _load_split(config: Config, split: Split, progress: Progress | None) -> tupl
     size = size_of(config)
     folder = Path(config.data_dir) if config.data_dir else None
     if config.data.startswith(FRAMES):
-        number = config.frames if split == "train" else max(MIN_IMAGES, config.frames // 5)
+        number = config.frames if split == "train" else max(MIN_FRAMES, config.frames // 5)
         return _frames(config, split, number, progress), []
     if config.data in DATASETS:
         images = data.load(config.data, split, data_dir=folder, progress=progress)
@@ -233,14 +243,14 @@ def _audited(
     decoded: list[np.ndarray] = []
     labels: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
-    with _opened(path, split, audit, progress) as (members, layout):
+    with open_members(path, split, audit, progress) as (members, layout):
         left_out_before = len(audit.left_out)
         for index, (name, label, read) in enumerate(members):
             if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
                 progress(f"images read from {path}", index + 1, len(members))
             try:
                 image_HWC = decode(read(), f"{name} in {path}", background=background, audit=audit)
-                _check_readable_side(image_HWC.shape, f"{name} in {path}")
+                check_readable_side(image_HWC.shape[:2], f"{name} in {path}")
             except UserError as error:
                 audit.left_out.append(str(error))
                 continue
@@ -248,13 +258,9 @@ def _audited(
                 image_HWC = resize_and_crop(image_HWC, size)
             elif max(image_HWC.shape[:2]) > MAX_SIDE:  # unresized photographs could fill the memory
                 height, width = image_HWC.shape[:2]
-                decoded.clear()
-                sizes.update(_sizes(members, index, path, progress))
-                side = _choose_side(sizes)
-                raise MixedSizes(
+                raise UserError(
                     f"{name} in {path} has {width}x{height} pixels, and sides of {MIN_SIDE} to {MAX_SIDE} are "
-                    f"supported: resize all images with --image-size {side}, for example.",
-                    side,
+                    f"supported: resize all images with --image-size 64, for example."
                 )
             image_HWC = convert_channels(image_HWC, grayscale)
             sizes[image_HWC.shape[0], image_HWC.shape[1]] += 1
@@ -266,10 +272,9 @@ def _audited(
     audit.check_left_out(left_out_before, len(decoded), str(path))
     if len(sizes) > 1:
         (height, width), _ = sizes.most_common(1)[0]
-        raise MixedSizes(
+        raise UserError(
             f"{path} has images of {len(sizes):,} sizes, most of {height}x{width} pixels: resize all to one size with "
-            f"--image-size {min(MAX_SIDE, max(MIN_SIDE, min(height, width)))}, for example.",
-            _choose_side(sizes),
+            f"--image-size {min(MAX_SIDE, max(MIN_SIDE, min(height, width)))}, for example."
         )
     color = any(image.shape[2] == 3 for image in decoded)
     if color and (gray := sum(image.shape[2] == 1 for image in decoded)):
@@ -281,98 +286,3 @@ def _audited(
         images_NHWC.transpose(0, 3, 1, 2), np.array([classes.index(label) for label in labels]), classes, source
     )
     return images, [f"{path}: {format_count(len(decoded), 'image')}", *audit.messages()]
-
-
-def _choose_side(sizes: Counter[tuple[int, int]]) -> int:
-    """Return the size for images of several sizes, from the number of images of each (H, W)."""
-    median = statistics.median(min(size) for size in sizes.elements())
-    return next((side for side in CHOSEN_SIDES if side <= median), CHOSEN_SIDES[-1])
-
-
-def _check_readable_side(shape: Sequence[int], name: str) -> None:
-    """Check that an image is large enough to be resized.
-
-    Raises:
-        UserError: it has a side below MIN_READABLE_SIDE.
-    """
-    height, width = shape[:2]
-    if min(height, width) < MIN_READABLE_SIDE:
-        raise UserError(f"{name} has {width}x{height} pixels: at least {MIN_READABLE_SIDE} per side are needed.")
-
-
-Member = tuple[str, str, Callable[[], bytes]]  # name, class, function that reads its bytes
-
-
-def _sizes(members: Sequence[Member], first: int, path: Path, progress: Progress | None) -> Iterator[tuple[int, int]]:
-    """Yield (H, W) of the readable images from number `first` on, without decoding them."""
-    for index, (name, _, read) in enumerate(members[first:], first):
-        if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
-            progress(f"sizes of images read from {path}", index + 1, len(members))
-        try:
-            size = read_size(read(), f"{name} in {path}")
-            _check_readable_side(size, f"{name} in {path}")
-        except UserError:
-            continue  # it is named when the resized images are read
-        yield size
-
-
-@contextmanager
-def _opened(path: Path, split: Split, audit: Audit, progress: Progress | None) -> Iterator[tuple[list[Member], str]]:
-    """Open a folder, zip file or LSUN database, and yield the images of a split and a description of them."""
-    if path.is_dir() and (databases := lsun.databases(path)):
-        with ExitStack() as stack:
-            members = [
-                part for name, splits in databases.items() for part in _lsun(name, splits, split, stack, progress)
-            ]
-            yield members, "images"
-        return
-    with opened(path, audit) as (everything, read):
-        files = [name for name in everything if not name.endswith("/") and not is_hidden(name)]
-        images = [name for name in files if is_image(name)]
-        labels = read_labels(files, read, str(path))
-        known = () if labels is None else (FILE,)
-        others = [name for name in files if not is_image(name)]
-        count_others([name for name in others if name.rpartition("/")[2] not in known], audit)
-        if labels:  # of StyleGAN's dataset tool, whose folders are not classes
-            images = keep_labeled(images, labels, audit)
-        chosen = _split(images, split, path, audit)
-        if labels is not None:
-            chosen = [(name, labels.get(name, "all")) for name, _ in chosen]
-        layout = f"images with {LAYOUT}" if labels else "images"
-        yield [(name, label, partial(read, name)) for name, label in chosen], layout
-
-
-def _split(images: list[str], split: Split, path: Path, audit: Audit) -> list[tuple[str, str]]:
-    """Return the images of a split and their classes.
-
-    The class is the first folder of an image, apart from the folders of the splits (see `core.data.splits`); "all"
-    without such a folder. Without folders of the splits, every tenth image is a test image.
-    """
-    folders = find_split_folders(images, str(path))
-    part: AnySplit | None = None
-    if folders.level is not None:
-        part = "train" if split == "train" else test_split(folders)
-        audit.notes += folders.describe_unused(images)
-    below = [(name, parts) for name in images if (parts := folders.below(name, part))]
-    subfolders: dict[str, set[str]] = {}
-    for _, parts in below:
-        subfolders.setdefault(_class(parts), set()).update(parts[1:2] if len(parts) > 2 else [])
-    audit.notes += describe_subfolders(subfolders)
-    if part is None:
-        below = [each for index, each in enumerate(below) if (index % TEST_EVERY == 0) == (split == "test")]
-    return [(name, _class(parts)) for name, parts in below]
-
-
-def _class(parts: list[str]) -> str:
-    """Return the class of an image: its first folder, or "all"."""
-    return parts[0] if len(parts) > 1 else "all"
-
-
-def _lsun(
-    category: str, splits: Mapping[Split, Path], split: Split, stack: ExitStack, progress: Progress | None
-) -> Iterator[Member]:
-    """Yield the images of a split of an LSUN database; it stays open as long as the stack."""
-    keys, read = stack.enter_context(lsun.opened(splits.get(split, splits["train"]), progress))
-    for index, key in enumerate(keys):
-        if "test" in splits or (index % TEST_EVERY == 0) == (split == "test"):
-            yield key, category, partial(read, key)

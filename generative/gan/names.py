@@ -190,6 +190,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "augmentation": (
         "flip",
+        "augment_few_images",
         "diffaugment",
         "diffaugment_version",
         "ada",

@@ -45,7 +45,7 @@ def evaluate(session: Session, evaluator: Evaluator) -> None:
         with run.interruptible(on=session.world.size == 1):  # several processes stop together
             floor = evaluator.floor  # computed and printed in the first evaluation
             sampler = session.sampler()
-            scores = evaluator.scores(sampler, session.config.eval_images)
+            scores = evaluator.scores(sampler, evaluator.num_generated)
     except Stopped:
         return
     session.evaluation_pending = False

@@ -19,6 +19,8 @@ from zerokara.generative.scoring.feature_extractor import FeatureExtractor, Feat
 
 FEW_HELD_OUT = 2_000  # below this number of images the Fréchet distance is biased far upward
 EVAL_SEED = 20_160_107  # of the latent vectors of all evaluations, so that two scores differ by the weights alone
+IMAGES_PER_HELD_OUT = 20  # generated images for each held-out one; more would not make the distance more exact
+MIN_IMAGES, MAX_IMAGES = 1_000, 5_000  # generated
 SPREAD_IMAGES = 500  # the first images, of which the spread is computed
 
 
@@ -30,6 +32,7 @@ class Evaluator:
     Attributes:
         extractor: network whose features are compared.
         num_held_out: number of held-out images that generated ones are compared with.
+        num_generated: number of generated images of an evaluation.
     """
 
     def __init__(self, config: Config, data: Data, run: Run) -> None:
@@ -42,8 +45,9 @@ class Evaluator:
         """
         self._run, self._train = run, data.train
         self.extractor = FeatureExtractor.of_run(config, data.train.shape, run)
-        self._number = config.eval_images
-        self._held_out = data.held_out.images[: self._number]
+        chosen = min(MAX_IMAGES, max(MIN_IMAGES, IMAGES_PER_HELD_OUT * len(data.held_out)))
+        self.num_generated = config.eval_images or chosen
+        self._held_out = data.held_out.images[: self.num_generated]
         self.num_held_out = len(self._held_out)
         self._real_spread = spread(self._held_out[:SPREAD_IMAGES])
 
@@ -61,7 +65,7 @@ class Evaluator:
         """
         # A random subset of the training images, since a data set may be sorted by class.
         order_N = torch.randperm(len(self._train), generator=torch.Generator().manual_seed(EVAL_SEED))
-        real, training = self.real, self._extract(self._train.images[order_N[: self._number]])
+        real, training = self.real, self._extract(self._train.images[order_N[: self.num_generated]])
         if not self._run.world.is_main:
             return {}
         floor = self.extractor.compare(real, training)
@@ -77,7 +81,7 @@ class Evaluator:
     def protocol(self) -> Iterator[str]:
         """Describe how the metrics are computed, in lines of text."""
         yield self.extractor.protocol
-        yield f"against {self.num_held_out:,} held-out images"
+        yield f"{self.num_generated:,} generated images against {self.num_held_out:,} held-out images"
         if self.num_held_out < FEW_HELD_OUT:
             yield (
                 f"the Fréchet distance to only {self.num_held_out:,} images is biased upward: compare it only with "

@@ -30,6 +30,7 @@ RED_STEP = 2  # difference of the red channel of consecutive images
 TINY = (
     *("--data", "./coded", "--held-out-images", "12", "--generator-width", "0.05", "--discriminator-width", "0.05"),
     *("--latent-dim", "4", "--batch-size", "16", "--instance-noise", "0", "--final-instance-noise", "0"),
+    "--no-augment-few-images",
     *("--eval-images", "100", "--preview-images", "9", "--video-every-updates", "0", "--eval-every-updates", "0"),
     *("--device", "cpu", "--precision", "float32", "--threads", "1", "--quiet", "--name", "run"),
 )

@@ -30,7 +30,7 @@ def test_a_run_on_pictures_of_several_sizes_is_resumed_and_scored(
     dcgan.main([*TINY, "--data", "photos", "--held-out-images", "8", *words])
     captured = capsys.readouterr()
     said = " ".join((captured.out + captured.err).split())
-    assert "photos: the images have several sizes or large ones; all are resized to cover 32x32 pixels" in said
+    assert "photos: the images have 7 sizes, from 36x30 to 36x36 pixels; they are resized to cover 32x32 pixels" in said
     assert "208 training images are few: in 4 updates" in said
     assert json.loads(Path("runs/own/config.json").read_text())["config"]["image_size"] == [32]
     dcgan.main(["--name", "own", "--resume", "--updates", "6", "--quiet"])

@@ -32,7 +32,7 @@ def answer(command: str, capsys: pytest.CaptureFixture[str]) -> str:
             return capsys.readouterr().out
         config = program.read_config(words, program.__doc__)
         if name == "generative.dcgan":
-            config, data = program.Data.load_resized(config)
+            config, data = program.Data.load_with_defaults(config)
             return "\n".join([*facts(data.train), *data.messages])
         data = program.Data.load(config)
     except UserError as error:

@@ -28,6 +28,8 @@ from zerokara.core.data.image_files import (
     decode_all,
     list_image_files,
     read_image,
+    read_size,
+    read_visible_luma,
     resize,
     resize_and_crop,
 )
@@ -89,6 +91,32 @@ def test_transparent_images_are_placed_on_a_color_that_contrasts(mode: str) -> N
     opaque = Image.new("LA", (8, 8), (255, 255)).convert(mode)
     assert decode(encode(opaque), "a.png", audit=audit).min() == 255
     assert sum(audit.converted.values()) == 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_size_in_the_header_is_that_of_the_decoded_image(kind: str) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encode(Image.fromarray(COLORS), kind, exif=exif)
+        assert read_size(data, "a") == decode(data, "a").shape[:2] == ((5, 7) if orientation < 5 else (7, 5))
+
+
+def test_luma_of_the_visible_parts() -> None:
+    for mode in ("LA", "RGBA"):
+        assert read_visible_luma(drawn(200, mode), "a.png") == 200
+    half = Image.new("LA", (2, 1), (100, 51))
+    half.putpixel((1, 0), (200, 153))
+    assert read_visible_luma(encode(half), "a.png") == pytest.approx((100 * 51 + 200 * 153) / 204)
+    palette = Image.new("P", (1, 2))
+    palette.putpalette([10, 20, 30, 80, 80, 80])
+    palette.putpixel((0, 1), 1)
+    assert read_visible_luma(encode(palette, transparency=0), "a.png") == 80
+    assert read_visible_luma(encode(palette), "a.png") is None, "it has no transparent color"
+    for alpha in (0, 255):
+        assert read_visible_luma(encode(Image.new("LA", (2, 2), (9, alpha))), "a.png") is None
+    with pytest.raises(UserError, match=r"a\.png cannot be decoded"):
+        read_visible_luma(drawn(200)[:-30], "a.png")
 
 
 def test_16_bits_with_a_transparent_color_are_scaled() -> None:

@@ -42,11 +42,11 @@ class Scripted:
         self.script = iter(script)
         self.extractor = SimpleNamespace(name="fcd", bias_warning="")
         self.floor = {"rarest_class": 0.3}
-        self.num_held_out = 6
+        self.num_held_out, self.num_generated = 6, 177
         self.numbers: list[int] = []
 
     def protocol(self) -> Iterator[str]:
-        yield from ("features: of a script", "against 6 held-out images")
+        yield from ("features: of a script", "177 generated images against 6 held-out images")
 
     def scores(self, sampler: Sampler, number: int) -> dict[str, float]:
         self.numbers.append(number)
@@ -161,7 +161,7 @@ def test_the_protocol_has_the_images_and_every_warning(opened: Opened, bias: str
         "14 images were left out",
         "zeros: 14 training images, 14 held-out images",
         "features: of a script",
-        "against 6 held-out images",
+        "177 generated images against 6 held-out images",
     ]
     few = opened.data.few_images_warning(opened.session.config)
     assert opened.warnings == [warning for warning in (bias, few) if warning]

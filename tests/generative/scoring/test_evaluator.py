@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,11 +149,25 @@ def test_only_the_main_process_has_scores(data: Data, tmp_path: Path, monkeypatc
     assert printed == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "held_out", "generated"),
+    [(0, 22, 1_000), (0, 50, 1_000), (0, 60, 1_200), (0, 250, 5_000), (0, 5_000, 5_000), (300, 22, 300)],
+)
+def test_the_number_of_generated_images_depends_on_that_of_the_held_out_ones(
+    asked: int, held_out: int, generated: int, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeatureExtractor, "of_run", lambda *_: Extractor(None))
+    images = ImageSet(torch.zeros(held_out, 1, 2, 2, dtype=torch.uint8), torch.zeros(held_out).long(), ("a",), "zeros")
+    run: Any = None
+    evaluator = Evaluator(replace(CONFIG, eval_images=asked), Data(data.train, images, ()), run)
+    assert (evaluator.num_generated, evaluator.num_held_out) == (generated, held_out)
+
+
 def test_the_protocol_warns_of_few_held_out_images(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator, extractor, _ = make(data, tmp_path, monkeypatch)
     extractor.protocol = "features"
     first, number, bias = evaluator.protocol()
-    assert (first, number) == ("features", "against 20 held-out images")
+    assert (first, number) == ("features", "20 generated images against 20 held-out images")
     assert bias.startswith("the Fréchet distance to only 20 images is biased upward")
     monkeypatch.setattr(evaluator_module, "FEW_HELD_OUT", 20)
     assert len(list(evaluator.protocol())) == 2

@@ -1,0 +1,178 @@
+"""Defaults for pictures of one's own: image size, background, number of held-out images, and augmentation.
+
+They are chosen when a run starts, from the files of its training images, and saved with its config. Each is printed
+with the option that takes its place.
+
+Shapes: H, W pixels.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from zerokara.core.choices import Background
+from zerokara.core.config import UserError, format_count
+from zerokara.core.data import DATASETS, Progress
+from zerokara.core.data.audit import Audit
+from zerokara.core.data.image_files import LIGHT, read_size, read_visible_luma
+from zerokara.generative.gan.config import FRAMES, Config
+from zerokara.generative.gan.image_members import MIN_SIDE, check_readable_side, open_members
+
+SIDES = (64, 32)  # pixels; images are resized to the first that half of them have
+FEW_IMAGES = 2_000  # for training; fewer are augmented, and a warning says what to expect
+FEW_AUGMENTATION: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation", "cutout")
+MAX_HELD_OUT = 5_000
+MIN_HELD_OUT, MAX_FRACTION = 50, 5  # of few images at least so many are held out, but at most a fifth
+
+
+def are_files(config: Config) -> bool:
+    """Return True if the images are files of the user, and neither a named data set nor frames."""
+    return config.data not in DATASETS and not config.data.startswith(FRAMES)
+
+
+def is_own(config: Config) -> bool:
+    """Return True if the images are in a folder, a zip file or an LSUN database that exists."""
+    return are_files(config) and Path(config.data).expanduser().exists()
+
+
+@dataclass
+class Survey:
+    """Facts about images that are known before they are read.
+
+    Attributes:
+        sizes: number of images of each (H, W).
+        lumas: of the visible parts (0 to 255) of each image with transparency.
+    """
+
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    lumas: list[float] = field(default_factory=list)
+
+
+def survey(path: Path, *, transparency: bool, progress: Progress | None) -> Survey:
+    """Look at the training images of a folder, a zip file or an LSUN database.
+
+    Only images that may have transparency are decoded, and only if `transparency` is True. Images that cannot be read
+    are left out here, and named when they are read.
+
+    Raises:
+        UserError: the folder or file cannot be read.
+    """
+    found = Survey()
+    with open_members(path, "train", Audit(), progress) as (members, _):
+        for index, (name, _, read) in enumerate(members):
+            if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
+                progress(f"sizes of images read from {path}", index + 1, len(members))
+            where = f"{name} in {path}"
+            try:
+                content = read()
+                size = read_size(content, where)
+                check_readable_side(size, where)
+                luma = read_visible_luma(content, where) if transparency else None
+            except UserError:
+                continue
+            found.sizes[size] += 1
+            found.lumas += [luma] if luma is not None else []
+    return found
+
+
+def choose_size(sizes: Counter[tuple[int, int]]) -> tuple[int, ...]:
+    """Return --image-size for images of these sizes (H, W); empty: they are not resized.
+
+    They are not if all have one size with sides of MIN_SIDE to 64 pixels. Otherwise the side is 64 pixels if at least
+    half of the images have it, else 32.
+    """
+    if len(sizes) == 1 and all(MIN_SIDE <= side <= SIDES[0] for side in next(iter(sizes))):
+        return ()
+    median = statistics.median(min(size) for size in sizes.elements())
+    return (next((side for side in SIDES if side <= median), SIDES[-1]),)
+
+
+def choose_background(lumas: list[float]) -> tuple[Background, int, int]:
+    """Return the color for all images with transparency, and how many would vanish on black and on white.
+
+    An image vanishes if the luma of its visible parts (0 to 255) is nearly that of the color.
+    """
+    dark, light = sum(luma < 255 - LIGHT for luma in lumas), sum(luma > LIGHT for luma in lumas)
+    return "black" if light > dark else "white", dark, light
+
+
+def held_out_images(number: int) -> int:
+    """Return the number of held-out images: a twelfth of `number`, but at least 50, or a fifth if that is less."""
+    return min(MAX_HELD_OUT, max(number // 12, min(MIN_HELD_OUT, number // MAX_FRACTION)))
+
+
+def for_reading(config: Config, progress: Progress | None) -> tuple[Config, list[str]]:
+    """Choose the image size and the background of a new run. Returns its config, and lines about the choices.
+
+    Raises:
+        UserError: the folder or file cannot be read.
+    """
+    if config.image_size and config.background != "auto":
+        return config, []
+    transparency = config.background == "auto"
+    found = survey(Path(config.data).expanduser(), transparency=transparency, progress=progress)
+    lines = []
+    if found.sizes and not config.image_size:
+        config = replace(config, image_size=choose_size(found.sizes))
+        lines.append(f"{config.data}: {_describe_size(found.sizes, config.image_size)}")
+    if found.lumas and transparency:
+        background, dark, light = choose_background(found.lumas)
+        config = replace(config, background=background)
+        lines.append(
+            f"{config.data}: {format_count(len(found.lumas), 'image')} with transparency, all placed on {background} "
+            f"({light:,} would vanish on white, {dark:,} on black); --background chooses the color."
+        )
+    return config, lines
+
+
+def _describe_size(sizes: Counter[tuple[int, int]], chosen: tuple[int, ...]) -> str:
+    smallest, largest = (f"{width}x{height}" for height, width in (min(sizes, key=_area), max(sizes, key=_area)))
+    have = (
+        f"all images have {smallest} pixels"
+        if len(sizes) == 1
+        else f"the images have {len(sizes):,} sizes, from {smallest} to {largest} pixels"
+    )
+    if not chosen:
+        return f"{have} and are not resized; --image-size chooses another size, or height and width."
+    return (
+        f"{have}; they are resized to cover {chosen[0]}x{chosen[0]} pixels, and cropped to their centers; --image-size "
+        f"chooses another size, or height and width."
+    )
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def for_training(config: Config, train: int, held_out: int) -> tuple[Config, list[str]]:
+    """Choose the augmentation of a new run, and save the number of held-out images.
+
+    Args:
+        config: of the run.
+        train: number of training images.
+        held_out: number of held-out images.
+
+    Returns:
+        The config, and lines about the choices.
+    """
+    lines = []
+    number = train + held_out
+    if not config.held_out_images and held_out > number // 12:
+        lines.append(
+            f"{config.data}: {held_out:,} of {number:,} images are held out (a twelfth, but of few images "
+            f"{MIN_HELD_OUT}, or a fifth if that is less), to choose the best generator: their scores are only good "
+            f"for comparing generators of this run. --held-out-images chooses another number."
+        )
+    config = replace(config, held_out_images=held_out)
+    if train < FEW_IMAGES and config.augment_few_images and not (config.diffaugment or config.ada):
+        config = replace(config, diffaugment=FEW_AUGMENTATION)
+        flips = " Images are not mirrored, which letters and digits must not be: --flip does it." * (not config.flip)
+        lines.append(
+            f"{config.data}: what the discriminator sees is augmented (--diffaugment {' '.join(FEW_AUGMENTATION)}), "
+            f"because fewer than {FEW_IMAGES:,} training images are few; --no-augment-few-images leaves it out.{flips}"
+        )
+    return config, lines
