@@ -59,8 +59,9 @@ class Options(GeneratorOptions):
     """Weight of the difference in features (0: pixels only)."""
     invert: bool = False
     """Invert the pictures first, for dark ink on paper where generated images are light on dark."""
-    background: Background = "auto"
-    """Color behind transparent pixels; auto: white, or black for pictures that are almost white."""
+    background: Background | None = None
+    """Color behind transparent pixels (None: that of the generator's training images). auto: white, or black for
+    pictures that are almost white; it is the default of generators that were not trained on files."""
     out: str = ""
     """PNG file to write, with a JSON file beside it. Empty: media/projection-<which>-<seed>.png in the run's folder."""
 
@@ -77,6 +78,7 @@ from zerokara.core.media import write_png
 from zerokara.core.progress import Progress
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.latent_file import ProjectedPicture, check_replaceable, save_latents
+from zerokara.generative.gan.own_defaults import are_files
 from zerokara.generative.gan.pictures import displayable, image_grid
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.style.config import BackboneOptions
@@ -253,6 +255,11 @@ def is_inverted(sampler: Sampler, picture_CHW: Tensor, seed: int) -> bool:
     return negative < own / 2
 
 
+def background_of(sampler: Sampler) -> Background:
+    """Return the color behind transparent pixels of the images that a generator was trained on; auto: each its own."""
+    return sampler.config.background if are_files(sampler.config) else "auto"
+
+
 def read_pictures(options: Options, sampler: Sampler) -> tuple[dict[Path, Tensor], list[str]]:
     """Read the pictures, and return them with a message for each one that cannot be read.
 
@@ -265,9 +272,10 @@ def read_pictures(options: Options, sampler: Sampler) -> tuple[dict[Path, Tensor
             f"{program_command('generative.project')} {options.run} photo.jpg."
         )
     pictures, errors = {}, []
+    background = options.background or background_of(sampler)
     for path in dict.fromkeys(list_image_files(options.pictures)):
         try:
-            pictures[path] = read_picture(path, sampler.shape, background=options.background, invert=options.invert)
+            pictures[path] = read_picture(path, sampler.shape, background=background, invert=options.invert)
         except UserError as error:
             errors.append(str(error))
     if not pictures:

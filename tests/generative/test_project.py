@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.generative.finished_run import HERE
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.media import write_png
@@ -145,6 +146,29 @@ def test_a_picture_is_turned_placed_on_a_background_and_cropped(tmp_path: Path) 
     for background, level in (("white", 255), ("black", 0)):
         clear_CHW = read_picture(tmp_path / "clear.png", (1, 28, 28), background=background)  # type: ignore[arg-type]
         assert clear_CHW.unique().tolist() == [level]
+
+
+@pytest.mark.parametrize(
+    ("trained", "words", "level"),
+    [
+        ({"data": "icons", "background": "black"}, [], 0),
+        ({"data": "icons", "background": "white"}, [], 255),
+        ({"data": "icons", "background": "auto"}, [], 255),
+        ({"data": "icons", "background": "black"}, ["--background", "white"], 255),
+        ({"data": "icons", "background": "black"}, ["--background", "auto"], 255),
+        ({"data": "mnist", "background": "black"}, [], 255),
+    ],
+)
+def test_a_picture_gets_the_background_of_the_training_images(
+    trained: dict[str, object], words: list[str], level: int, tmp_path: Path
+) -> None:
+    icon = Image.new("LA", (28, 28), (100, 0))
+    icon.paste((100, 255), (9, 9, 19, 19))
+    icon.save(tmp_path / "icon.png")
+    options = parse(Options, {}, ["gan", str(tmp_path / "icon.png"), *words], "")
+    pictures, _ = project.read_pictures(options, make_sampler(**trained))  # type: ignore[arg-type]
+    (picture_CHW,) = pictures.values()
+    assert picture_CHW.unique().tolist() == sorted([100, level])
 
 
 def test_the_program_writes_images_and_latent_vectors(
