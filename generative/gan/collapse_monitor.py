@@ -55,7 +55,8 @@ class CollapseMonitor:
         return (
             f"update {update:,}: the discriminator classifies nearly all images correctly ({accuracy_real:.1%} of real "
             f"and {accuracy_fake:.1%} of generated images), so the generator receives little gradient. If samples stop "
-            f"improving, lower --discriminator-learning-rate or add --diffaugment translation cutout."
+            f"improving, start a new run with a lower --discriminator-learning-rate, or with more augmentation "
+            f"(--ada blit geometry color, or --diffaugment color translation cutout)."
         )
 
     def samples(self, spread: float, score: float, best: float | None, update: int) -> str | None:
@@ -103,7 +104,8 @@ class CollapseMonitor:
         return (
             f"update {update:,}: a class is missing: the classifier assigns {rarest:.2%} of samples to their rarest "
             f"class, and {rarest_real:.2%} of real images to theirs. If this persists, resume from the best checkpoint "
-            f"with --resume --rollback, or add --diffaugment translation cutout."
+            f"with --resume --rollback, or start a new run with more augmentation (--ada blit geometry color, or "
+            f"--diffaugment color translation cutout)."
         )
 
     def state_dict(self) -> dict[str, int | float | bool]:

@@ -20,6 +20,7 @@ from zerokara.core.config import UserError, to_dict
 from zerokara.core.epoch_order import EpochOrder
 from zerokara.core.media import write_png
 from zerokara.core.models.weights import load_pretrained_backbone
+from zerokara.core.progress import format_duration
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance
@@ -30,6 +31,9 @@ from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import Learner, draw_latents
 from zerokara.generative.gan.pictures import VIDEO_FPS, image_grid, video_frames
 from zerokara.generative.gan.sampler import BEST, Sampler
+
+ESTIMATE_INTERVAL = 2  # log interval after which the duration is estimated; the first includes start-up costs
+ESTIMATE_MINUTES = 15
 
 
 class Session:
@@ -44,6 +48,7 @@ class Session:
         self.collapse_monitor = CollapseMonitor()
         self.best: dict[str, Any] | None = None  # update and score of the best evaluation
         self.scores: dict[str, float] = {}  # of the last evaluation
+        self.intervals = 0  # logged since the run was started or resumed
         self.evaluation_pending = False  # True in the main process after an interrupted evaluation
         self.rollbacks = 0
         self.clock = Stopwatch()
@@ -175,6 +180,9 @@ class Session:
             "images/s": scalars["speed/images_per_s"],
         }
         self.run.progress(self.update, self.config.updates, fields)
+        self.intervals += 1
+        if self.intervals == ESTIMATE_INTERVAL and self.update < self.config.updates:
+            self.run.print(format_estimate(self.interval.per_second(self.update), self.config.updates - self.update))
         self.start_interval()
 
     def sampler(self) -> Sampler:
@@ -232,6 +240,15 @@ class Session:
         with checkpoint.drawn_anew(self.learner.random, lambda: self.update):
             self.load_state_dict(states.get(self.world.rank, states[0]))
         return checkpoint.DRAWN_ANEW
+
+
+def format_estimate(updates_per_s: float, updates: int) -> str:
+    """Describe how long this number of updates takes, and how many of them take ESTIMATE_MINUTES."""
+    return (
+        f"{updates:,} updates remain, which take about {format_duration(updates / updates_per_s)} without evaluations; "
+        f"{updates_per_s * 60 * ESTIMATE_MINUTES:,.0f} take {ESTIMATE_MINUTES} minutes. --updates sets the number of "
+        f"all updates, also of a run that is resumed."
+    )
 
 
 def preview_latents(config: Config) -> Tensor:

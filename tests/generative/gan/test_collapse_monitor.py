@@ -19,7 +19,7 @@ def test_warns_once_of_a_perfect_discriminator() -> None:
     assert warning.startswith(
         "update 3: the discriminator classifies nearly all images correctly (100.0% of real and 99.5% of gen"
     )
-    assert "--diffaugment" in warning
+    assert "(--ada blit geometry color, or --diffaugment color translation cutout)" in warning
 
 
 def test_no_warning_if_accuracy_is_high_only_on_one_side_or_briefly() -> None:

@@ -20,6 +20,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
+from zerokara.core.stopwatch import LogInterval
 from zerokara.generative.dcgan import make_learner, update
 from zerokara.generative.gan import session as session_module
 from zerokara.generative.gan.config import KIND, PRESETS, Config
@@ -301,11 +302,32 @@ def test_metrics_are_logged_and_shown(runs: Runs, monkeypatch: pytest.MonkeyPatc
     assert (shown[0][2]["D loss"], shown[0][2]["G loss"], shown[0][2]["fake"]) == (0.5, 0.25, 0.625)
     assert session.interval.count == 7
     session.scores = {"fcd": 3.0, "random_fd": 4.0}
+    session.learner.updates = 14
     logged_values(session)
     assert shown[1][2]["FCD"] == 3.0
     session.scores = {"random_fd": 4.0}
     logged_values(session)
     assert shown[2][2]["distance"] == 4.0
+
+
+def test_the_duration_is_estimated_once_after_the_second_interval(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LogInterval, "per_second", lambda _, count: count / 100)
+
+    def lines(session: Session, *updates: int) -> list[int]:
+        """Return the number of lines that are printed after each of these updates."""
+        session.start()
+        runs.printed.clear()
+        numbers = []
+        for at in updates:
+            session.learner.updates = at
+            logged_values(session)
+            numbers.append(len(runs.printed))
+        return numbers
+
+    assert lines(runs.session(), 200, 400, 600) == [0, 1, 1]
+    (line,) = runs.printed
+    assert line.startswith("5,600 updates remain, which take about 23:20 without evaluations; 3,600 take 15 minutes.")
+    assert lines(runs.session(resume=True), 5_000, 6_000) == [0, 0], "none remain"
     assert runs.warnings == []
 
 
