@@ -176,8 +176,8 @@ class Config(BatchNormOptions):
     flip: bool = False
     """Flip real images horizontally with probability 0.5."""
     augment_few_images: bool = True
-    """Augment few pictures of your own: --diffaugment color translation cutout. That is fewer than 2,000 training
-    images, unless --diffaugment or --ada is given."""
+    """Augment a small training set of your own. With fewer than 2,000 training images, and unless --diffaugment or --ada
+    is given, --diffaugment color translation cutout is set."""
 
     # --- evaluation and logging ------------------------------------------------------------------------------------
     classifier: str = ""
@@ -186,7 +186,8 @@ class Config(BatchNormOptions):
     eval_every_updates: OptionalCount = 500
     """Updates between evaluations (0: evaluate only at the end)."""
     eval_images: Annotated[int, Range(0, 100_000)] = 0
-    """Number of generated images per evaluation (0: 20 for each held-out image, but 1,000 to 5,000)."""
+    """Number of generated images per evaluation (0: 1,000 to 5,000). The default is 20 for each held-out image, but at
+    least 1,000 and at most 5,000."""
     log_every_updates: Count = 50
     """Updates between logged metrics."""
     checkpoint_every_updates: Count = 500
