@@ -137,7 +137,7 @@ if __name__ == "__main__":
 from zerokara.agents.benchmarking import dopamine_curves
 from zerokara.agents.benchmarking.atari_sets import environments
 from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
-from zerokara.agents.benchmarking.evidence import ResultsFolder, write_page
+from zerokara.agents.benchmarking.evidence import ResultsFolder, refuse_other_values, write_page
 from zerokara.agents.benchmarking.plan import (
     PlannedRun,
     describe_version_changes,
@@ -225,7 +225,8 @@ def keep_results(runs: Sequence[PlannedRun], options: Options, folder: Path, max
     """Train the runs that have no file in --results, write the file of each one as soon as it has ended, and the page.
 
     Raises:
-        UserError: a file in --results is damaged, or holds the result of another run; --report, and there is no file.
+        UserError: a file in --results is damaged; the folder of a run has one that another version started with other
+            values; --report, and there is no file.
         Stopped: a signal stopped the benchmark.
     """
     kept = ResultsFolder(Path(options.results), options.settings, options.protocol, max_processes)
@@ -243,7 +244,9 @@ def keep_results(runs: Sequence[PlannedRun], options: Options, folder: Path, max
     failed: dict[str, str] = {}
     stopped: str | None = None
     if not options.report:
-        failed, stopped = run_all(kept.missing(missing), options, folder, max_processes, save_if_finished)
+        missing = kept.missing(missing)
+        refuse_other_values(missing)
+        failed, stopped = run_all(missing, options, folder, max_processes, save_if_finished)
     results = kept.read()
     write_page(page, results)
     left = len(kept.missing(runs))

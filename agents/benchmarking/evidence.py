@@ -4,32 +4,39 @@ A run of a benchmark ends after minutes or hours, many of them take days. Its re
 and can be committed; a run whose result exists is not trained again, on any machine. The page says what there is, with
 the statistics of agents/benchmarking/statistics.py.
 
-A method is a preset with the settings that change what is learned and the number of steps.
+A method is a preset with the settings that change what is learned and the number of steps. The values behind a preset
+may change with the version of zerokara, so a file also has the values of all options that count (`method_values`), and
+results with other values are other results.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zerokara.agents.benchmarking.atari_scores import reference_scores
 from zerokara.agents.benchmarking.atari_sets import FITTED_ABOVE, REGRESSIONS, env_id
 from zerokara.agents.benchmarking.normalization import score_scale
-from zerokara.agents.benchmarking.plan import PlannedRun, setting_fields
+from zerokara.agents.benchmarking.plan import PRESETS, PlannedRun, setting_fields, version_changes
 from zerokara.agents.benchmarking.report import Record, Section
 from zerokara.agents.benchmarking.statistics import AGGREGATES, estimate, mean
-from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS, ProtocolName
+from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS, ProtocolName, Settings
+from zerokara.agents.configs.defaults import format_changes
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import UserError, format_count
+from zerokara.core.config import UserError, class_mapping, format_count, from_dict, to_dict
 from zerokara.core.report import read_json, write_json
 
 BEGIN, END = "<!-- agents.benchmark: begin -->", "<!-- agents.benchmark: end -->"
 UNIMPORTANT = HARDWARE_FIELDS | OUTPUT_FIELDS | {"precision", "log_every_steps", "checkpoint_every_steps"}
+# No values of a method: they identify a run, or change neither what is learned nor its score.
+NO_VALUES = UNIMPORTANT | {"env", "preset", "seed", "eval_every_steps", "save_replay"}
 FEW_SEEDS = 3
 
 
@@ -55,6 +62,7 @@ class Result:
     git_commit: str | None
     versions: Mapping[str, str | None]
     created: str
+    config: Mapping[str, Any] | None = None  # `method_values` of the run; None: a file of an older version
 
     @property
     def method(self) -> str:
@@ -62,22 +70,43 @@ class Result:
         return " ".join((self.preset, *self.settings, f"{self.total_steps:,}"))
 
     @property
+    def settings_hash(self) -> str:
+        """First eight digits of the hash of `config`, or "unknown"."""
+        if self.config is None:
+            return "unknown"
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
     def file_name(self) -> str:
         """Name of the file."""
         game = self.env.rpartition("/")[2]
-        words = (game, self.preset, *self.settings, str(self.total_steps), str(self.seed))
+        known = () if self.config is None else (self.settings_hash,)
+        words = (game, self.preset, *self.settings, str(self.total_steps), *known, str(self.seed))
         return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word) for word in words) + ".json"
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """Values by which two runs are the same."""
-        return (self.env, self.preset, self.settings, self.protocol, self.total_steps, self.seed)
+        return (self.env, self.preset, self.settings, self.protocol, self.total_steps, self.seed, self.settings_hash)
 
     @property
     def normalized(self) -> float | None:
         """Score of which 0 is random play and 1 the human score; None if there are no reference scores."""
         scale = score_scale(self.env)
         return None if scale is None else scale.normalize(self.score)
+
+
+def method_values(config: Settings) -> dict[str, Any]:
+    """Return the values of a config that have an effect on what is learned or on its score.
+
+    Left out are `NO_VALUES` and the options that have no effect without another one.
+    """
+    requires = class_mapping(type(config), "REQUIRES")
+    return {
+        name: value
+        for name, value in to_dict(config).items()
+        if name not in NO_VALUES and (name not in requires or requires[name][0](config))
+    }
 
 
 def planned_result(run: PlannedRun, settings: Sequence[str], protocol: ProtocolName, at_once: int) -> Result:
@@ -102,7 +131,27 @@ def planned_result(run: PlannedRun, settings: Sequence[str], protocol: ProtocolN
         git_commit=None,
         versions={},
         created="",
+        config=method_values(run.config),
     )
+
+
+def refuse_other_values(runs: Iterable[PlannedRun]) -> None:
+    """Check that the folders of runs hold no runs that another version of zerokara started with other values.
+
+    Such a run would end as the result of its own values, and the planned one would still be missing.
+
+    Raises:
+        UserError: a folder does.
+    """
+    for run in runs:
+        changes = version_changes(run)
+        then = replace(run.config, **{name: value for name, (value, _) in changes.items()})
+        if method_values(then) != method_values(run.config):
+            raise UserError(
+                f"{run.folder} was started by another version of zerokara, which gave preset {run.preset} "
+                f"{format_changes(changes)}, so it is another result: choose another --name, or remove the run first: "
+                f"rm -r {run.folder}."
+            )
 
 
 class ResultsFolder:
@@ -122,27 +171,22 @@ class ResultsFolder:
         return planned_result(run, self.settings, self.protocol, self.at_once)
 
     def missing(self, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
-        """Return the runs that have no file.
+        """Return the runs that have no file; one with other values, or of unknown ones, is the result of another run.
 
         Raises:
-            UserError: the file of a run is damaged, or holds the result of another run.
+            UserError: a file is damaged.
         """
-        missing = []
-        for run in runs:
-            planned = self._planned(run)
-            path = self.path / planned.file_name
-            if not path.exists():
-                missing.append(run)
-            elif (found := read_result(path)).identity != planned.identity:
-                raise UserError(
-                    f"{path} holds the result of another run ({found.env}, {found.method} steps, protocol "
-                    f"{found.protocol}): choose another folder with --results."
-                )
-        return missing
+        found = {result.identity for result in self.read()}
+        return [run for run in runs if self._planned(run).identity not in found]
 
     def save(self, run: PlannedRun, record: Record) -> Path:
-        """Write the file of a finished run. Returns its path."""
-        planned = self._planned(run)
+        """Write the file of a finished run, with the values that it was started with. Returns its path.
+
+        Raises:
+            UserError: its config.json is damaged, or of a newer version.
+        """
+        config = from_dict(type(run.config), record.content["config"], str(run.folder))
+        planned = self._planned(replace(run, config=config))
         compute = record.content.get("extra", {}).get("compute", {})
         curve = record.curves["frames"]
         content = asdict(planned) | {
@@ -168,7 +212,7 @@ class ResultsFolder:
             UserError: a file is damaged.
         """
         results = [read_result(path) for path in sorted(self.path.glob("*.json"))]
-        return sorted(results, key=lambda result: (result.env, result.method, result.protocol, result.seed))
+        return sorted(results, key=lambda result: (result.env, _label(result), result.seed))
 
 
 def _processor(content: Mapping[str, Any]) -> str:
@@ -181,7 +225,7 @@ def _processor(content: Mapping[str, Any]) -> str:
 
 
 def read_result(path: Path) -> Result:
-    """Read the file of a finished run.
+    """Read the file of a finished run. Of its values those that were renamed or added since are brought up to date.
 
     Raises:
         UserError: it is damaged, or of another kind.
@@ -204,9 +248,20 @@ def read_result(path: Path) -> Result:
         load=number,
     )
     try:
+        content["config"] = _values_of_today(content["preset"], content.get("config"), path)
         return Result(**{name: _tuples(value) for name, value in content.items()})
     except TypeError as error:
         raise UserError(f"{path} was written by another version of zerokara ({error}): remove it.") from None
+
+
+def _values_of_today(preset: str, values: Any, path: Path) -> dict[str, Any] | None:
+    """Return values of a file as this version has them; None if there are none. Those of an unknown preset stay."""
+    if values is not None and not isinstance(values, dict):
+        raise TypeError("config is no mapping")
+    if values is None or preset not in PRESETS:
+        return values
+    _, config_class, _, name = PRESETS[preset]
+    return method_values(from_dict(config_class, {"preset": name, **values}, str(path)))
 
 
 def _tuples(value: Any) -> Any:
@@ -230,8 +285,9 @@ def _by(results: Iterable[Result], key: str) -> dict[str, list[Result]]:
 
 
 def _label(result: Result) -> str:
-    """Name of a method, with its protocol if that is not the usual one."""
-    return result.method if result.protocol == "nature" else f"{result.method} ({result.protocol})"
+    """Name of a method with the hash of its values, and with its protocol if that is not the usual one."""
+    protocol = "" if result.protocol == "nature" else f"{result.protocol}, "
+    return f"{result.method} ({protocol}settings {result.settings_hash})"
 
 
 def _methods(results: Sequence[Result]) -> Section:
@@ -252,7 +308,9 @@ def _methods(results: Sequence[Result]) -> Section:
         "The last columns but one predict the median of 57 games from five or ten (Aitchison et al. 2023), where there "
         f"are runs of all of these; mean relative error of the prediction in cross-validation, {errors}. The "
         f"regressions were fitted to algorithms whose median is above {FITTED_ABOVE}; predictions below it (*) "
-        "extrapolate, and their error is not known."
+        "extrapolate, and their error is not known. Settings: hash of the values of all options that count, which are in "
+        "the file of the result; it differs if a preset has changed or has values of its own for a game. Unknown: a file "
+        "of an older version."
     )
     columns = [
         "method, steps",

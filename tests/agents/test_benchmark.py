@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -166,6 +167,24 @@ def test_results_are_kept_as_files_and_not_repeated(
     assert "1 result; of 2 runs of this command 1 are missing" in capsys.readouterr().out
 
 
+def test_results_of_another_version_of_a_preset_are_kept_apart(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of older values are saved as such; the new ones need folders of their own."""
+    runs = copied(finished, tmp_path, monkeypatch)
+    monkeypatch.setitem(arcade.ARCADE, CATCH, {"gamma": 0.9})
+    words = [*TINY, "--seeds", "1", "--results", "kept"]
+    with pytest.raises(UserError, match=r"which gave preset fast .*--gamma 0.99 instead of 0.9.*choose another --name"):
+        benchmark.main(words)
+    (path,) = Path("kept").glob("*.json")
+    content = json.loads(path.read_text())
+    assert (content["config"]["gamma"], content["seed"]) == (0.99, 1)
+    shutil.rmtree(runs / "tiny-zerokara-Catch-v0-fast-1")
+    monkeypatch.setattr(benchmark, "run_all", lambda missing, *rest: ({run.name: "" for run in missing}, None))
+    with pytest.raises(SystemExit):  # the run is not skipped
+        benchmark.main(words)
+
+
 def test_each_result_is_written_when_its_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     process = program(tmp_path, *TINY, "--seeds", "1", "--results", "kept")
@@ -173,7 +192,7 @@ def test_each_result_is_written_when_its_run_ends(tmp_path: Path, monkeypatch: p
     assert (process.returncode, err) == (0, "")
     (path,) = tmp_path.glob("kept/*.json")
     assert json.loads(path.read_text())["evaluations"][-1][0] == 320
-    assert path.name.endswith("-320-1.json")
+    assert re.search(r"-320-[0-9a-f]{8}-1\.json$", path.name)
     assert "1 run: 1 method(s), 0 of 57 Atari games" in (tmp_path / "kept" / "evidence.md").read_text()
 
 

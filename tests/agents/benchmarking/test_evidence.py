@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from zerokara.agents.benchmarking.evidence import (
     END,
     Result,
     ResultsFolder,
+    method_values,
     read_result,
     sections,
     summary,
     write_page,
 )
+from zerokara.agents.benchmarking.plan import PlannedRun
 from zerokara.agents.benchmarking.report import Record
+from zerokara.agents.configs import arcade, dqn
 from zerokara.agents.viewing.curves import Curve
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, to_saved
 from zerokara.core.report import write_json
 
 PONG = Result(
@@ -60,12 +64,12 @@ def test_aggregates_by_hand() -> None:
     (row,) = rows(FOUR, 0)
     # median and mean of .5 and 1.25, interquartile mean of 0 .5 1 2, gaps 1 .5 0 0. The mean of two resampled runs of a
     # game has three values with probabilities 1/4, 1/2, 1/4, so both games are lowest with 1/16.
-    assert row[:3] == ["fast 1,000,000", "2", "4"]
+    assert row[:3] == ["fast 1,000,000 (settings unknown)", "2", "4"]
     assert row[4] == "0.875 [0.25, 1.5]"
     assert [cell.split()[0] for cell in row[3:7]] == ["0.875", "0.875", "0.75", "0.375"]
     assert row[7:] == ["-", "-", "2.0"]
     games = rows(FOUR, 1)
-    assert games[0][:3] == ["ALE/Pong-v5", "fast 1,000,000", "1, 2"]
+    assert games[0][:3] == ["ALE/Pong-v5", "fast 1,000,000 (settings unknown)", "1, 2"]
     assert games[0][3:] == ["-3.05 [-20.7, 14.6]", "14.6, -20.7", "0.5 [0, 1]"]
 
 
@@ -92,11 +96,11 @@ def test_methods_and_protocols_are_not_mixed() -> None:
         replace(PONG, preset="pqn-paper"),
     ]
     assert [row[0] for row in rows([PONG, *others], 0)] == [
-        "fast 1,000,000",
-        "fast 1,000,000 (machado)",
-        "fast 10",
-        "fast n_step=1 1,000,000",
-        "pqn-paper 1,000,000",
+        "fast 1,000,000 (machado, settings unknown)",
+        "fast 1,000,000 (settings unknown)",
+        "fast 10 (settings unknown)",
+        "fast n_step=1 1,000,000 (settings unknown)",
+        "pqn-paper 1,000,000 (settings unknown)",
     ]
     assert len({result.file_name for result in [PONG, others[0], others[1], others[3]]}) == 4
     assert others[1].file_name == "Pong-v5-fast-n_step-1-1000000-1.json"
@@ -119,32 +123,32 @@ def test_summary_counts_games_and_seeds() -> None:
     assert "30 episodes at epsilon .05" in text
 
 
-def record_of(seed: int) -> Record:
+def record_of(run: PlannedRun) -> Record:
     curve = Curve("", {}, np.array([100.0, 400.0]), np.array([-3.0, 4.0]))
     content = {
+        "config": to_saved(run.config),
         "extra": {"compute": {"device": "cpu", "precision": "bfloat16", "threads": 3}},
         "machine": {"cpu": "A(R) B", "processor": "A B, AVX2", "gpus": ["G", "H"]},
         "git_commit": "abc",
         "versions": {"torch": "2"},
         "created": "2026-11-30T05:00:00+00:00",
     }
-    env = "zerokara/Catch-v0"
-    return Record(env, "fast", seed, 4.0, 0.5, 400.0, 0.25, {"frames": curve, "hours": curve}, content)
+    return Record(run.env, run.preset, run.seed, 4.0, 0.5, 400.0, 0.25, {"frames": curve, "hours": curve}, content)
 
 
 def test_file_of_a_run_is_written_and_read(tmp_path: Path) -> None:
     runs = planned(seeds=(1, 2), settings=("precision=float32", "n-step=2"))
     folder = ResultsFolder(tmp_path / "kept", ("precision=float32", "n-step=2"), "nature", 2)
     assert folder.missing(runs) == runs
-    path = folder.save(runs[0], record_of(1))
-    assert path.name == "Catch-v0-fast-n_step-2-400-1.json"
+    path = folder.save(runs[0], record_of(runs[0]))
+    assert re.fullmatch(r"Catch-v0-fast-n_step-2-400-[0-9a-f]{8}-1\.json", path.name)
     assert folder.missing(runs) == runs[1:]
     (result,) = folder.read()
     assert result.settings == ("n_step=2",)
     assert (result.score, result.area, result.hours, result.at_once, result.precision) == (4, 0.5, 0.25, 2, "bfloat16")
     assert (result.evaluations, result.created) == (((100, -3), (400, 4)), "2026-11-30")
     assert (result.processor, result.threads) == ("A B, AVX2", 3), "those of the run, not of this machine"
-    assert path.stat().st_size < 2_000
+    assert path.stat().st_size < 4_000
 
 
 @pytest.mark.parametrize(
@@ -160,23 +164,95 @@ def test_file_of_a_run_is_written_and_read(tmp_path: Path) -> None:
 def test_hardware_is_that_of_the_run(
     compute: dict[str, Any], machine: dict[str, Any], expected: tuple[str, int], tmp_path: Path
 ) -> None:
-    content = {**record_of(1).content, "extra": {"compute": compute}, "machine": machine}
+    (run,) = planned()
+    content = {**record_of(run).content, "extra": {"compute": compute}, "machine": machine}
     folder = ResultsFolder(tmp_path, (), "nature", 1)
-    folder.save(planned()[0], replace(record_of(1), content=content))
+    folder.save(run, replace(record_of(run), content=content))
     (result,) = folder.read()
     assert (result.processor, result.threads) == expected
     if not compute:
         assert rows([result], 2)[0][3].startswith("unknown, unknown threads, ")
 
 
-def test_file_of_another_run_is_refused(tmp_path: Path) -> None:
-    runs = planned()
-    ResultsFolder(tmp_path, (), "machado", 1).save(runs[0], record_of(1))
-    with pytest.raises(UserError, match=r"holds the result of another run .*protocol machado.*--results"):
-        ResultsFolder(tmp_path, (), "nature", 1).missing(runs)
+def test_another_protocol_is_another_result(tmp_path: Path) -> None:
+    (run,) = planned()
+    ResultsFolder(tmp_path, (), "machado", 1).save(run, record_of(run))
+    assert ResultsFolder(tmp_path, (), "nature", 1).missing([run]) == [run]
 
 
-@pytest.mark.parametrize("change", ["not json", "[1]", {"score": "high"}, {"new": 1}])
+def test_values_that_count() -> None:
+    """Evaluation intervals, names, seeds, hardware and options without effect do not count, all others do."""
+    (run,) = planned()
+    values = method_values(run.config)
+    without_effect: list[dict[str, Any]] = [
+        {"eval_every_steps": 7, "checkpoint_every_steps": 7, "log_every_steps": 7, "name": "other", "seed": 9},
+        {"device": "cuda", "threads": 3, "compile": "on", "precision": "bfloat16", "capture_video": True},
+        {"v_max": 3.0, "noisy_sigma_init": 0.1},  # of c51 and noisy layers, which are off
+    ]
+    with_effect: list[dict[str, Any]] = [{"n_step": 7}, {"learning_rate": 1e-3}, {"eval_episodes": 7}, {"head": "c51"}]
+    for changes in without_effect:
+        assert method_values(replace(run.config, **changes)) == values
+    for changes in with_effect:
+        assert method_values(replace(run.config, **changes)) != values
+    assert method_values(planned(seeds=(2,))[0].config) == values
+
+
+def test_results_of_another_version_of_a_preset_are_separate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset changes after a run: the run is missing again, and the tables do not average the two."""
+    folder, runs = ResultsFolder(tmp_path, (), "nature", 1), planned()
+    first = folder.save(runs[0], record_of(runs[0]))
+    assert folder.missing(runs) == []
+    monkeypatch.setitem(arcade.ARCADE, runs[0].env, {**arcade.ARCADE[runs[0].env], "n_step": 7, "eval_every_steps": 9})
+    changed = planned()
+    assert folder.missing(changed) == changed
+    assert folder.missing(runs) == []
+    second = folder.save(changed[0], record_of(changed[0]))
+    assert first != second
+    results = folder.read()
+    assert {json.loads(path.read_text())["config"]["n_step"] for path in (first, second)} == {7, method_values(runs[0].config)["n_step"]}
+    for table in (0, 1):
+        assert {row[table] for row in rows(results, table)} == {
+            f"fast 400 (settings {result.settings_hash})" for result in results
+        }
+        assert len(rows(results, table)) == 2
+
+
+def test_a_run_that_another_version_started_is_saved_with_its_own_values(tmp_path: Path) -> None:
+    (run,) = planned()
+    then = replace(run, config=replace(run.config, learning_rate=9.0))
+    folder = ResultsFolder(tmp_path, (), "nature", 1)
+    folder.save(run, record_of(then))
+    assert folder.missing([run]) == [run]
+    assert folder.missing([then]) == []
+
+
+def test_file_of_an_older_version_is_of_unknown_values(tmp_path: Path) -> None:
+    (run,) = planned()
+    folder = ResultsFolder(tmp_path, (), "nature", 1)
+    path = folder.save(run, record_of(run))
+    content = json.loads(path.read_text())
+    del content["config"]
+    write_json(path, content)
+    assert folder.missing([run]) == [run]
+    (result,) = folder.read()
+    assert (result.config, result.file_name) == (None, "Catch-v0-fast-400-1.json")
+    assert rows([result], 0)[0][0] == "fast 400 (settings unknown)"
+
+
+def test_values_of_a_file_follow_new_fields_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field that was added since has its default, a renamed one its new name: the result stays the same one."""
+    (run,) = planned()
+    folder = ResultsFolder(tmp_path, (), "nature", 1)
+    path = folder.save(run, record_of(run))
+    content = json.loads(path.read_text())
+    del content["config"]["double"]  # as if it had been added
+    content["config"]["gammas"] = content["config"].pop("gamma")
+    write_json(path, content)
+    monkeypatch.setattr(dqn.Config, "RENAMED", {**dqn.Config.RENAMED, "gammas": "gamma"})
+    assert folder.missing([run]) == []
+
+
+@pytest.mark.parametrize("change", ["not json", "[1]", {"score": "high"}, {"new": 1}, {"config": []}, {"config": {"n_steps": 3}}])
 def test_damaged_file_is_named(change: str | dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / PONG.file_name
     path.write_text(change if isinstance(change, str) else json.dumps({**asdict(PONG), **change}))
