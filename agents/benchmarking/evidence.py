@@ -308,9 +308,9 @@ def _methods(results: Sequence[Result]) -> Section:
         "The last columns but one predict the median of 57 games from five or ten (Aitchison et al. 2023), where there "
         f"are runs of all of these; mean relative error of the prediction in cross-validation, {errors}. The "
         f"regressions were fitted to algorithms whose median is above {FITTED_ABOVE}; predictions below it (*) "
-        "extrapolate, and their error is not known. Settings: hash of the values of all options that count, which are in "
-        "the file of the result; it differs if a preset has changed or has values of its own for a game. Unknown: a file "
-        "of an older version."
+        "extrapolate, and their error is not known. Settings: hash of the values of all options that count, which are "
+        "in the file of the result; it differs if a preset has changed or has values of its own for a game. Unknown: a "
+        "file of an older version."
     )
     columns = [
         "method, steps",

@@ -158,9 +158,9 @@ class Config(Settings):
     """Prioritized replay: step at which beta begins to change. start is step 0; learning_starts is --learning-starts,
     as in DQN Zoo."""
     per_priority: Literal["kl", "cross_entropy"] = "kl"
-    """Prioritized replay with c51: priority of a transition. kl is the KL divergence, which the text of Rainbow's paper
-    names; cross_entropy is the loss that published code uses. They differ by the entropy of the target, and the
-    gradient of the loss is the same."""
+    """Prioritized replay with c51: priority of a transition. kl is the KL divergence, as in Rainbow's paper, rlpyt and
+    the code of SPR; cross_entropy is the loss itself, as in DQN Zoo, Dopamine and Kaixhin's code. They differ by the
+    entropy of the target, and the gradient of the loss is the same."""
     per_uniform_fraction: Fraction = 0.0
     """Prioritized replay: fraction of samples drawn uniformly; 0.001 in DQN Zoo."""
     reset_every_updates: Annotated[int, Range(0)] = 0

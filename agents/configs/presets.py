@@ -156,8 +156,8 @@ PAPER_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "optimizer_epsilon": 0.01 / 32,
     },
     # Clark et al. 2025, "Beyond the Rainbow: High Performance Deep Reinforcement Learning on a Desktop PC", appendix.
-    # Of the versions of the authors' code (github.com/VIPTankz), this is the later one, with Adam instead of AdamW and
-    # an epsilon that decays over 2,000,000 steps.
+    # Of the versions of the authors' code, this is VIPTankz/BeyondTheRainbowICML at 0e08f8b, with Adam instead of AdamW
+    # and an epsilon that decays over 2,000,000 steps.
     "btr": {
         **_DOPAMINE,
         "num_envs": 64,
@@ -265,7 +265,7 @@ DEVIATIONS: Mapping[str, tuple[str, ...]] = {
         _DUEL,
         _SIGMA,
         "gradients are clipped to norm 10, as in later code of the authors; the table of the paper does not mention it",
-        "priorities are the cross-entropy, as in all published code; the paper writes KL loss (--per-priority kl)",
+        "priorities are the cross-entropy, as in DQN Zoo and Kaixhin's code; paper and rlpyt: KL (--per-priority kl)",
         "no samples are drawn uniformly, as in the paper; DQN Zoo draws 0.1% (--per-uniform-fraction 0.001)",
     ),
     "munchausen": (_SCORES,),
@@ -284,6 +284,6 @@ DEVIATIONS: Mapping[str, tuple[str, ...]] = {
         _DUEL,
         _SIGMA,
         "convolutions are padded: otherwise they ignore the last 9 rows and columns, where Pong has the agent's paddle",
-        "priorities are the cross-entropy, as in published code; Rainbow's paper writes KL loss (--per-priority kl)",
+        "priorities are the cross-entropy, as in Kaixhin's code; Rainbow's paper and rlpyt: KL (--per-priority kl)",
     ),
 }

@@ -89,7 +89,8 @@ def cross_entropy(logit_BX: Tensor, target_BX: Tensor) -> Tensor:
 
 CATEGORICAL_LOSSES = {"kl": kl_divergence, "cross_entropy": cross_entropy}
 """Losses of C51 by name. The gradient is the same, but priorities that are computed from them differ: Hessel et al.
-2018 write "KL loss" ("The integrated agent"), published code of Rainbow uses the cross-entropy."""
+2018 write "KL loss" ("The integrated agent"), and rlpyt (cat_dqn.py) and SPR's code use KL; DQN Zoo, Dopamine,
+Kaixhin's Rainbow and CleanRL use the cross-entropy."""
 
 
 def huber_after_weight(q_BX: Tensor, target_BX: Tensor, weight_B: Tensor) -> Tensor:
