@@ -164,9 +164,10 @@ class Config(Settings):
     per_uniform_fraction: Fraction = 0.0
     """Prioritized replay: fraction of samples drawn uniformly; 0.001 in DQN Zoo."""
     reset_every_updates: Annotated[int, Range(0)] = 0
-    """Updates between resets, which reinitialize the head and perturb the backbone (shrink and perturb); 0: never."""
+    """Updates between resets, which reinitialize the head and perturb the backbone and the transition model of SPR
+    (shrink and perturb); 0: never."""
     reset_perturb_factor: Fraction = 0.5
-    """Weight of newly initialized parameters when a reset interpolates the backbone: 0 keeps it, 1 replaces it."""
+    """Weight of newly initialized parameters when a reset interpolates: 0 keeps the old ones, 1 replaces them."""
     reset_until_updates: OptionalCount = None
     """Updates after which there are no more resets; None: resets until the end."""
     optimizer: Literal["adam", "rmsprop"] = "adam"

@@ -24,6 +24,7 @@ from zerokara.core.divergence import pop_means
 from zerokara.core.layers import resample_noise
 
 METRICS = ("train/loss", "train/q", "train/grad_norm")
+PERTURBED = ("backbone.", "spr.conv")  # parameters that a reset interpolates: backbone and transition model
 
 LossOutput = tuple[Tensor, Tensor, Tensor]  # loss, mean Q-value (scalars), absolute TD errors (B,)
 
@@ -178,21 +179,22 @@ class Learner:
     def reset(self, seed: int, perturb_factor: float) -> None:
         """Reinitialize the head and perturb the backbone (shrink and perturb).
 
-        The backbone is interpolated towards newly initialized weights. The optimizer state is set to zero, and the
-        target network becomes a copy of the online network. D'Oro et al. 2023, "Sample-Efficient Reinforcement Learning
-        by Breaking the Replay Ratio Barrier", after Nikishin et al. 2022; the interpolation factor of the backbone
-        follows Schwarzer et al. 2023, "Bigger, Better, Faster", section 3.
+        The backbone is interpolated towards newly initialized weights, and with SPR the transition model, too, while
+        its predictor is reinitialized (`shrink_perturb_keys` in the code of BBF). The optimizer state is set to zero,
+        and the target network becomes a copy of the online network. D'Oro et al. 2023, "Sample-Efficient
+        Reinforcement Learning by Breaking the Replay Ratio Barrier", after Nikishin et al. 2022; the interpolation
+        factor of the backbone follows Schwarzer et al. 2023, "Bigger, Better, Faster", section 3.
 
         Args:
             seed: seed of the new weights, the same in every process.
-            perturb_factor: weight of the new weights in the backbone: 0 keeps it, 1 replaces it.
+            perturb_factor: weight of the new weights in them: 0 keeps them, 1 replaces them.
         """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             fresh = dict(self.compute.module(self._make_network()).named_parameters())
         with torch.no_grad():
             for name, weight in self.network.named_parameters():
-                weight.lerp_(fresh[name], perturb_factor if name.startswith("backbone.") else 1.0)
+                weight.lerp_(fresh[name], perturb_factor if name.startswith(PERTURBED) else 1.0)
             for tensors in self.optimizer.state_dict()["state"].values():
                 torch._foreach_zero_(list(tensors.values()))
         self.update_copies()

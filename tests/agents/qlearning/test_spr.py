@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tests.agents.fakes import CPU, SCRIPT, ScriptedEnvs
 from tests.agents.fakes import make as make_replay
 from tests.agents.qlearning.sampled import ACTIONS, BATCH, OBS, batches, config
+from tests.agents.qlearning.sampled import make as make_learner
 from tests.agents.qlearning.test_newer_methods import SHIFT, filled, offset
 from tests.agents.resources import resources_of_shape
 from tests.agents.small_runs import CATCH
@@ -25,6 +26,7 @@ from tests.programs import metrics
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config, read_config
 from zerokara.agents.configs.reading import read_agent_config
+from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Replay
@@ -318,3 +320,32 @@ def test_the_loss_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for _ in range(2):
         training.sample_and_update()
     assert len(graphs) == 1
+
+
+def test_a_reset_perturbs_the_transition_model_and_reinitializes_the_predictor() -> None:
+    learner = make_learner(batches(), **SPR)
+    with torch.no_grad():
+        for parameter in learner.network.parameters():
+            parameter.add_(1.0)
+    old = {name: parameter.detach().clone() for name, parameter in learner.network.named_parameters()}
+    learner.reset(7, 0.25)
+    torch.manual_seed(7)
+    fresh = dict(make_network(learner.config, OBS, ACTIONS).named_parameters())
+    now = dict(learner.network.named_parameters())
+    perturbed = {name for name in now if torch.allclose(now[name], 0.75 * old[name] + 0.25 * fresh[name])}
+    assert perturbed == {name for name in now if name.startswith(("backbone.", "spr.conv1.", "spr.conv2."))}
+    assert "spr.predictor.weight" in now
+    assert all(torch.equal(now[name], fresh[name]) for name in now.keys() - perturbed)
+
+
+def test_command_of_the_page_has_the_values_of_the_published_code() -> None:
+    """scripts/run.py of mila-iqia/spr: epsilon is 1 at step 0 and 0 from step 2,001 on."""
+    page = (Path(__file__).parents[3] / "docs" / "family.md").read_text("utf-8")
+    words = page.split("The command that comes nearest:")[1].split("```")[1].replace("\\\n", "").split()
+    c = read_config(words[words.index("agents.dqn") + 1 :])
+    assert (c.backbone, c.same_padding) == ("nature", False)
+    assert (c.gradient_steps, c.train_every_steps, c.batch_size) == (2, 1, 32)
+    assert (c.n_step, c.noisy_sigma_init, c.learning_starts, c.per_priority) == (10, 0.5, 2_000, "kl")
+    assert (c.spr_weight, c.spr_steps, c.random_shift, c.target_tau) == (2, 5, 4, 0.005)
+    assert c.backbone_gradient_scale == pytest.approx(2**-0.5, abs=1e-4)
+    assert [schedules.epsilon(c, step) for step in (0, 2_001, 50_000)] == [1, 0, 0]
