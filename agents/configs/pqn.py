@@ -124,11 +124,13 @@ DEVIATIONS = (
     "a truncated episode bootstraps from its last observation; the published code treats it as terminal",
     "a reset is FIRE, then no-ops, and after a lost life FIRE lasts a step; EnvPool has no-ops, then a frame of FIRE",
     "frame stacks begin with zeros; EnvPool fills them with the first frame",
+    "LayerNorm of the hidden layer has an epsilon of 1e-5, the default of PyTorch; flax has 1e-6",
 )
 LSTM_DEVIATIONS = (
     *DEVIATIONS[:3],
     "a lost life ends the return, but the LSTM remembers; CleanRL resets its state, as at the end of an episode",
     "convolutions are initialized as by He and normalized over channels; CleanRL: orthogonal, over the whole layer",
+    "the learning rate ends at 1e-8 instead of 0, and it decreases from the first rollout on instead of the second",
 )
 
 

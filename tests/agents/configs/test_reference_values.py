@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn, tensor
 
 from tests.agents.qlearning.test_targets_and_losses import TableNetwork, loss_of, q_network
-from zerokara.agents.configs import pqn
+from zerokara.agents.configs import pqn, stream
 from zerokara.agents.configs.dqn import PRESETS, Config, read_config, refuse_contradictions
 from zerokara.agents.configs.pqn import PRESETS as PQN_PRESETS
 from zerokara.agents.qlearning import schedules
@@ -47,15 +47,58 @@ def count(network: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("preset", "parameters"),
     [
-        ("nature", 1_687_206),
         ("dopamine", 4_046_502),
         ("munchausen", 4_046_502),
-        ("rainbow", 6_868_842),  # mean and scale of every weight of the head
         ("btr", 5_266_606),
     ],
 )
 def test_number_of_parameters_at_6_actions(preset: str, parameters: int) -> None:
     assert count(network_of(preset)) == parameters
+
+
+def conv(inputs: int, outputs: int, side: int) -> int:
+    """Weights and biases of a convolution with square filters."""
+    return (inputs * side**2 + 1) * outputs
+
+
+def dense(inputs: int, outputs: int) -> int:
+    """Weights and biases of a linear layer."""
+    return (inputs + 1) * outputs
+
+
+# The papers: three convolutions of 8x8, 4x4 and 3x3 without padding, which map 84x84 to 7x7; two of 5x5 map it to 4x4.
+NATURE_CONVS = conv(4, 32, 8) + conv(32, 64, 4) + conv(64, 64, 3)
+HIDDEN = dense(7 * 7 * 64, 512)
+
+
+def test_number_of_parameters_by_the_shapes_of_the_papers() -> None:
+    """6 actions. A noisy layer has mean and scale of every weight and bias."""
+    q = NATURE_CONVS + HIDDEN + dense(512, 6)
+    cosines = dense(64, 7 * 7 * 64)
+    data_efficient_head = 2 * dense(4 * 4 * 64, 256) + dense(256, 6 * 51) + dense(256, 51)
+    expected = {
+        "nature": q,
+        "double": q,
+        "prioritized": q,
+        "dueling": NATURE_CONVS + 2 * HIDDEN + dense(512, 6) + dense(512, 1),
+        "c51": NATURE_CONVS + HIDDEN + dense(512, 6 * 51),
+        "qr": NATURE_CONVS + HIDDEN + dense(512, 6 * 200),
+        "iqn": q + cosines,
+        "rainbow": NATURE_CONVS + 2 * (2 * HIDDEN + dense(512, 6 * 51) + dense(512, 51)),
+        "data-efficient": conv(4, 32, 5) + conv(32, 64, 5) + 2 * data_efficient_head,
+    }
+    assert expected == {
+        "nature": 1_687_206,
+        "double": 1_687_206,
+        "prioritized": 1_687_206,
+        "dueling": 3_293_863,
+        "c51": 1_841_106,
+        "qr": 2_299_728,
+        "iqn": 1_891_046,
+        "rainbow": 6_868_842,
+        "data-efficient": 1_287_594,
+    }
+    assert {preset: count(network_of(preset)) for preset in expected} == expected
 
 
 def test_number_of_parameters_of_pqn() -> None:
@@ -149,6 +192,20 @@ def test_xavier_includes_weights_under_spectral_normalization_but_not_noisy_laye
     assert noisy["0.bias"].any()
 
 
+def test_initialization_of_pqn() -> None:
+    """purejaxql/pqn_atari.py: he_normal; in the output layer flax's default, normal with 1 / sqrt(inputs); biases 0."""
+    torch.manual_seed(0)
+    network = make_pqn_network(pqn.Config(), OBS, 18)
+    layers = weights_and_biases(network)
+    # sqrt(2 / 256), sqrt(2 / 512), sqrt(2 / 576), sqrt(2 / 3,136), sqrt(1 / 512)
+    for (weight, bias), spread in zip(layers, [0.08839, 0.0625, 0.05893, 0.02525, 0.04419], strict=True):
+        assert float(weight.std()) == pytest.approx(spread, rel=4 / math.sqrt(weight.numel()))
+        assert not bias.any()
+    gains = [p for name, p in network.named_parameters() if p.ndim == 1 and name.endswith("weight")]
+    assert [len(gain) for gain in gains] == [32, 64, 64, 512]
+    assert all(gain.eq(1).all() for gain in gains)
+
+
 def test_the_default_preset_is_initialized_as_before() -> None:
     network = make_network(Config(), OBS, 6)
     assert network.value is not None
@@ -198,6 +255,38 @@ def test_exponential_approach() -> None:
     assert values == pytest.approx([3, 3, 1 + 2 / math.e, 1 + 2 / math.e**2])
     with pytest.raises(ValueError, match="time_constant must be positive"):
         exponential_approach(1, 1.0, 0.0, 0, 0)
+
+
+def test_schedules_of_pqn_at_the_first_updates() -> None:
+    """purejaxql: epsilon is 1 in the first rollout, and falls with each rollout of 4,096 steps over a tenth of the run."""
+    config = pqn.Config(**PQN_PRESETS["paper"])
+    rollout = config.num_envs * config.rollout_steps
+    assert rollout == 4_096
+    assert schedules.linear_epsilon(config, 0) == 1
+    assert schedules.linear_epsilon(config, rollout) == pytest.approx(1 - 0.999 / 244.14, abs=1e-7)
+    assert schedules.linear_epsilon(config, 1_000_000) == 0.001
+    assert [schedules.learning_rate(config, step) for step in (0, rollout, 10_000_000)] == [2.5e-4] * 3
+    longer = pqn.Config(**{**PQN_PRESETS["paper-200m"], "preset": "paper-200m"})
+    assert schedules.linear_epsilon(longer, rollout) == pytest.approx(1 - 0.999 / 1_220.7, abs=1e-7)
+
+
+def test_schedules_of_pqn_with_an_lstm_at_the_first_update() -> None:
+    """CleanRL has the whole learning rate in the first rollout of 1,024 steps; here it is that of the step."""
+    config = pqn.Config(**{**PQN_PRESETS["lstm"], "preset": "lstm"})
+    assert config.num_envs * config.rollout_steps == 1_024
+    assert schedules.learning_rate(config, 1_024) == pytest.approx(2.5e-4 * (1 - 1.024e-4), rel=1e-7)
+    assert schedules.learning_rate(config, 10_000_000) == 1e-8
+    assert schedules.linear_epsilon(config, 1_024) == pytest.approx(1 - 0.99 * 1.024e-3)
+
+
+def test_schedules_of_streaming_at_the_first_update() -> None:
+    """stream_q_atari.py: epsilon from 1 to .01 over a twentieth of the run; the learning rate is 1 throughout."""
+    config = stream.Config(**stream.PRESETS["paper"])
+    assert schedules.linear_epsilon(config, 0) == 1
+    assert schedules.linear_epsilon(config, 1) == pytest.approx(1 - 0.99 / 500_000, abs=1e-9)
+    assert schedules.linear_epsilon(config, 250_000) == pytest.approx(0.505)
+    assert schedules.linear_epsilon(config, 500_000) == 0.01
+    assert [schedules.learning_rate(config, step) for step in (1, 10_000_000)] == [1, 1]
 
 
 @pytest.mark.parametrize("preset", ["prioritized", "rainbow", "btr", "data-efficient"])
