@@ -268,12 +268,12 @@ def test_page_is_replaced_between_its_markers(tmp_path: Path) -> None:
     page = tmp_path / "docs" / "evidence.md"
     write_page(page, [])
     assert page.read_text() == f"# Evidence\n\n{BEGIN}\n\nThere is no result yet.\n\n{END}\n"
-    page.write_text(f"# Title\n\nText.\n\n{BEGIN}\nold\n{END}\n\nEnd.\n")
+    page.write_text(f"# Title\n\nText.\n\n{BEGIN}\nprevious tables\n{END}\n\nEnd.\n")
     write_page(page, FOUR)
     text = page.read_text()
     assert text.startswith(f"# Title\n\nText.\n\n{BEGIN}\n\n4 runs: ")
     assert text.endswith(f"{END}\n\nEnd.\n")
-    assert "old" not in text
+    assert "previous" not in text
     for line in ("## Methods", "## Games", "## Runs", "| Intel Xeon, AMX, 1 thread, bfloat16 | 2 at once, load 2.4 |"):
         assert line in text
     write_page(page, FOUR)

@@ -197,7 +197,7 @@ def test_initialization_of_pqn() -> None:
     torch.manual_seed(0)
     network = make_pqn_network(pqn.Config(), OBS, 18)
     layers = weights_and_biases(network)
-    # sqrt(2 / 256), sqrt(2 / 512), sqrt(2 / 576), sqrt(2 / 3,136), sqrt(1 / 512)
+    # Roots of 2 / inputs: of 2 / 256, 2 / 512, 2 / 576 and 2 / 3,136; in the output layer of 1 / 512.
     for (weight, bias), spread in zip(layers, [0.08839, 0.0625, 0.05893, 0.02525, 0.04419], strict=True):
         assert float(weight.std()) == pytest.approx(spread, rel=4 / math.sqrt(weight.numel()))
         assert not bias.any()
@@ -209,8 +209,8 @@ def test_initialization_of_pqn() -> None:
 def test_the_default_preset_is_initialized_as_before() -> None:
     network = make_network(Config(), OBS, 6)
     assert network.value is not None
-    for stream in (network.advantage, network.value):
-        (hidden, hidden_bias), (out, out_bias) = weights_and_biases(stream)
+    for part in (network.advantage, network.value):
+        (hidden, hidden_bias), (out, out_bias) = weights_and_biases(part)
         assert float(hidden.std()) == pytest.approx(math.sqrt(2 / hidden.shape[1]), rel=0.02)
         assert float(out.std()) == pytest.approx(0.1 / 16, rel=0.15)
         assert not hidden_bias.any()
@@ -258,7 +258,7 @@ def test_exponential_approach() -> None:
 
 
 def test_schedules_of_pqn_at_the_first_updates() -> None:
-    """purejaxql: epsilon is 1 in the first rollout, and falls with each rollout of 4,096 steps over a tenth of the run."""
+    """purejaxql: epsilon is 1 in the first rollout, and falls with each one of 4,096 steps over a tenth of the run."""
     config = pqn.Config(**PQN_PRESETS["paper"])
     rollout = config.num_envs * config.rollout_steps
     assert rollout == 4_096
