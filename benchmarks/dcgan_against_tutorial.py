@@ -279,16 +279,25 @@ def run_ours(name: str, extra_args: list[str]) -> Path:
     return folder
 
 
+def make_tutorial(shape: tuple[int, int, int], seed: int) -> Tutorial:
+    """Create the tutorial's networks for images (C, H, W).
+
+    Raises:
+        UserError: its networks do not support images of this size.
+    """
+    channels, side, width = shape
+    if side != width:
+        raise UserError(f"the tutorial's networks require square images, got {side}x{width}: give --image-size 32.")
+    return Tutorial(channels, side, seed)
+
+
 def train_tutorial(name: str, data: Data, updates: float, seed: int, seconds: float = math.inf) -> Tutorial:
     """Train the tutorial up to this number of updates or of seconds, resuming from an earlier checkpoint.
 
     Loading data and saving checkpoints do not count, so that the tutorial has at least the time that it is given.
     """
     path = Path("runs") / name / "checkpoint-0.pt"
-    channels, side, width = data.train.shape
-    if side != width:
-        raise UserError(f"the tutorial's networks require square images, got {side}x{width}: give --image-size 32.")
-    tutorial = Tutorial(channels, side, seed)
+    tutorial = make_tutorial(data.train.shape, seed)
     if path.exists():
         tutorial.load_state_dict(checkpoint.load(path, KIND))
     per_epoch = len(data.train) // BATCH

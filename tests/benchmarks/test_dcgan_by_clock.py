@@ -1,9 +1,11 @@
-"""Tests of benchmarks/dcgan_by_clock.py: equal seconds for both sides, ratios by hand, resumption."""
+"""Tests of benchmarks/dcgan_by_clock.py: equal seconds for both sides, ratios by hand, resumption, and MNIST."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +16,21 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from benchmarks import dcgan_against_tutorial as tutorial
 from benchmarks import dcgan_by_clock as clock
+from benchmarks.dcgan_recipes import RECIPES
 from tests.generative.finished_run import TINY
 from tests.random_lite0 import use_random_weights
+from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet, glyphs
 from zerokara.core.models import lite0
+from zerokara.core.zoo.registry import find_file
 from zerokara.generative import dcgan
+from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import check_discriminator
+from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.distances import Features
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor, label_accuracy
 from zerokara.generative.scoring.lite0 import Lite0
 
 
@@ -50,23 +58,49 @@ def test_the_tutorial_trains_for_the_seconds_it_is_given(tmp_path: Path, monkeyp
     assert torch.equal(weights(resumed), weights(by_updates))
 
 
-def test_updates_are_planned_from_the_speed_without_the_first_interval(
+def write_metrics(folder: Path, rows: Sequence[dict[str, float | None]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_updates_are_planned_from_a_run_with_as_many_evaluations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two minutes at the median 96 images/s in batches of 64 are 180 updates; the plan is saved."""
+    """600 updates of 64 images at the median 96 images/s are 400 of its 430 s; 30 s of two minutes are subtracted."""
     monkeypatch.chdir(tmp_path)
+    words = ["--data", "glyphs", "--log-every-updates", "300"]
 
-    def run(name: str, words: list[str]) -> Path:
-        assert words[:2] == ["--data", "glyphs"]
-        folder = Path("runs") / name
-        folder.mkdir(parents=True)
+    def train(name: str, given: Sequence[str]) -> tuple[Path, float]:
+        config = parse(Config, PRESETS, list(given), "")
+        assert (config.data, config.updates, config.eval_every_updates) == ("glyphs", 600, 100)
+        assert config.log_every_updates == 50, "several intervals, whatever the command says"
         rows = [{"speed/images_per_s": rate, "train/d_loss": 1.0} for rate in (5, 90, 96, 400)] + [{"eval/fcd": 3.0}]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return folder
+        write_metrics(Path("runs") / name, rows)
+        return Path("runs") / name, 430.0
 
-    monkeypatch.setattr(clock, "run_ours", run)
-    assert clock.plan_updates("p", 2, ["--data", "glyphs"], 64) == 180
-    assert clock.plan_updates("p", 2, ["--data", "glyphs"], 64) == 180, "without another run"
+    with pytest.raises(UserError, match=r"--minutes 0\.5 is not more than the 30 s that the evaluations and the start"):
+        clock.plan_updates("short", 0.5, words, 64, train)
+    assert clock.plan_updates("p", 2, words, 64, train) == 135
+    assert clock.plan_updates("p", 2, words, 64, pytest.fail) == 135, "without another run"
+
+
+@pytest.mark.parametrize(("updates", "every"), [(600, 100), (601, 101), (7, 2), (3, 1)])
+def test_every_run_has_at_most_six_evaluations(updates: int, every: int) -> None:
+    assert clock.schedule(updates) == ["--updates", str(updates), "--eval-every-updates", str(every)]
+    assert len({*range(every, updates + 1, every), updates}) <= clock.EVALUATIONS
+
+
+def test_metrics_of_a_run_that_is_being_written(tmp_path: Path) -> None:
+    """The distance to held-out images is that of the classifier, else that of random features."""
+    assert clock.read_metric(tmp_path, "eval/fcd") == []
+    write_metrics(tmp_path, [{"eval/random_fd": 4.0}, {"eval/random_fd": 2.0}, {"eval/random_fd": 3.0}])
+    assert clock.held_out_last_over_best(tmp_path) == 1.5
+    write_metrics(tmp_path, [{"eval/fcd": 8.0}, {"eval/fcd": None}, {"eval/fcd": 2.0}])
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"eval/fcd": 1')
+    assert clock.read_metric(tmp_path, "eval/fcd") == [8.0, 2.0]
+    assert clock.held_out_last_over_best(tmp_path) == 1
 
 
 def test_both_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +130,7 @@ def test_both_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         result: dict[str, Any] = json.loads(out[out.index("{\n") :])
         return result
 
-    tiny = ("--seeds", "1", *TINY[2:])
+    tiny = ("--seeds", "1", *TINY[2:], "--conditional")
     monkeypatch.setattr(clock, "run_ours", run)
     monkeypatch.setattr(tutorial, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     result = call("tutorial", "--recipe", "fast")
@@ -105,6 +139,20 @@ def test_both_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     smaller = min(found[f"tutorial_in_{mode}_mode"]["fd_lite0"] for mode in ("training", "evaluation"))
     assert found["ratio_last"] == pytest.approx(found["ours_last"]["fd_lite0"] / smaller)
     assert found["ratio_best"] == pytest.approx(found["ours_best"]["fd_lite0"] / smaller)
+    assert found["tutorial_seconds"] == 3
+    assert found["fraction_of_budget"] == pytest.approx(2.5 / 3)
+    assert found["last_over_best"] == found["ours_last"]["fd_lite0"] / found["ours_best"]["fd_lite0"]
+    folder = Path("runs") / trained[0]
+    distances = clock.read_metric(folder, "eval/fcd")
+    assert len(distances) == 3
+    assert found["held_out_last_over_best"] == distances[-1] / min(distances)
+    sampler = Sampler.load(folder, "last")
+    labels = sampler.labels(100)
+    assert labels is not None
+    generated = FeatureExtractor.load(find_file("glyphs")).extract(sampler.generate(sampler.latents(100, 0), labels))
+    by_classifier = found["by_classifier"]["last"]
+    assert by_classifier["accuracy"] == pytest.approx(label_accuracy(generated, labels), abs=0.011)
+    assert 0 < by_classifier["floor_fcd"] < by_classifier["fcd"]
     assert result["worst"]["ratio_last"] == found["ratio_last"]
     assert 0 < result["floor"]["fd_lite0"] < found["ours_last"]["fd_lite0"]
     assert result["protocol"]["real"].startswith("25 of ")
@@ -117,12 +165,113 @@ def test_both_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert trained[0].endswith("-ours-1")
 
 
-@pytest.mark.parametrize("name", clock.RECIPES)
+def test_images_that_the_tutorial_does_not_support_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_random_weights(monkeypatch)
+    monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
+    monkeypatch.setattr(clock, "run_ours", pytest.fail)
+    for size, message in (("28", "support sides of 32 or 64, got 28"), ("48", "support sides of 32 or 64, got 48")):
+        with pytest.raises(UserError, match=message):
+            clock.main(["tutorial", "--data", "glyphs", "--image-size", size, "--seeds", "1"])
+
+
+def test_the_tutorial_gets_the_images_of_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of an environment differ between seeds."""
+    monkeypatch.chdir(tmp_path)
+    arguments = SimpleNamespace(data="frames:zerokara/Catch-v0", image_size=32, minutes=1.0)
+    recipe = clock.Recipe("fast", arguments, ())  # type: ignore[arg-type]
+    monkeypatch.setattr(recipe, "train", lambda seed: (Path("runs"), {"seed": seed, "seconds": 9.0}))
+    monkeypatch.setattr(Data, "load", lambda config: f"frames of seed {config.seed}")
+    given: list[Any] = []
+
+    def train_tutorial(name: str, *words: Any) -> tutorial.Tutorial:
+        given.extend(words)
+        raise InterruptedError
+
+    monkeypatch.setattr(clock, "train_tutorial", train_tutorial)
+    with pytest.raises(InterruptedError):
+        clock.compare_seed(recipe, 2, SimpleNamespace(number=25))  # type: ignore[arg-type]
+    assert given == ["frames of seed 2", float("inf"), 2, 9.0]
+
+
+class Training:
+    """A process of generative.dcgan that saves two evaluations, the second and the third time that it is looked at."""
+
+    commands: list[list[str]]
+    end = 0
+
+    def __init__(self, command: list[str], stdout: Any) -> None:
+        self.commands.append(command)
+        self.folder = Path("runs") / command[command.index("--name") + 1]
+        self.polls, self.returncode = 0, 0
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.returncode = self.end
+
+    def poll(self) -> int | None:
+        self.polls += 1
+        if self.polls in (2, 3):
+            write_metrics(self.folder, [{"eval/confident": self.polls / 4 + 0.1, "eval/fcd": 8.0 / self.polls}])
+        return self.end if self.polls == 4 else None
+
+
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Training]:
+    """Replace the processes by such ones, and the clock by one that advances by a second whenever it is read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Training, "commands", [], raising=False)
+    monkeypatch.setattr(clock.subprocess, "Popen", Training)
+    steps = SimpleNamespace(perf_counter=itertools.count().__next__, sleep=lambda seconds: None)
+    monkeypatch.setattr(clock, "time", steps)
+    return Training
+
+
+def test_mnist_is_timed_from_the_start_of_the_command(
+    training: type[Training], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """60% of the images are confident after 2 s and 85% after 3 s; a command ends after 4 s."""
+    monkeypatch.setattr(clock, "plan_updates", lambda *_: 30)
+    monkeypatch.setattr(clock, "classifier_scores", lambda folder, which, images: {"fcd": 5.0, "images": images})
+
+    def call() -> dict[str, Any]:
+        clock.main(["mnist", "--seeds", "7", "--minutes", "0.1", "--images", "10", "--flip"])
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    result = call()
+    (found,) = result["seeds"]
+    assert found["confident_at_seconds"] == [[2, 0.6], [3, 0.85]]
+    assert found["seconds_until_confident"] == 3
+    assert (found["seconds"], found["updates"]) == (4, 30)
+    assert found["fraction_of_budget"] == pytest.approx(4 / 6)
+    assert found["by_classifier"] == {"fcd": 5.0, "images": 10}
+    plain, by_class = (parse(Config, PRESETS, command[command.index("--name") :], "") for command in training.commands)
+    assert (plain.data, plain.seed, plain.conditional, plain.flip) == ("mnist", 7, False, True)
+    assert (plain.updates, plain.eval_every_updates) == (2_000, 250)
+    assert (by_class.seed, by_class.conditional, by_class.updates, by_class.eval_every_updates) == (7, True, 30, 5)
+    assert call()["seeds"] == [found]
+    assert len(training.commands) == 2, "finished measurements are not repeated"
+
+
+def test_a_command_that_fails_or_was_interrupted_has_no_time(
+    training: type[Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "end", 1)
+    with pytest.raises(subprocess.CalledProcessError):
+        clock.train_by_the_wall_clock("a", [])
+    with pytest.raises(UserError, match="a was interrupted, so its time is not known: delete this folder"):
+        clock.train_by_the_wall_clock("a", [])
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_options_that_fit_together(name: str) -> None:
     """Two recipes never share the names of their runs, since these depend on all options."""
     arguments = SimpleNamespace(data="cifar10", image_size=0, minutes=1.0)
     one, other = (clock.Recipe(name, arguments, extra) for extra in ((), ("--flip",)))  # type: ignore[arg-type]
-    assert one.prefix != other.prefix
+    timed = clock.Recipe(name, arguments, (), whole_command=True)  # type: ignore[arg-type]
+    assert len({one.prefix, other.prefix, timed.prefix}) == 3
     check_discriminator(one.config, (3, 32, 32), 10)
 
 
