@@ -35,7 +35,7 @@ RANDOM_SEED = 1_511_06434  # fixed, so that all runs use the same random network
 CHUNK = 100  # images per forward pass; larger feature maps would not fit in a CPU's cache
 CLASSIFIER_FILE = "classifier.safetensors"  # classifier of --classifier in the run folder of a GAN
 BIAS = "classifier_bias"  # key of its warning in `extra` of config.json
-ALIASES = {"mnist": "digits"}  # data set -> the zoo's classifier of another name
+ALIASES = {"mnist": "digits", "imagenette64": "photographs"}  # data set -> the zoo's classifier of another name
 
 
 class FeatureSet(Features):
@@ -138,7 +138,8 @@ class FeatureExtractor:
     def of_run(cls, config: Config, shape: tuple[int, int, int], run: Run) -> FeatureExtractor:
         """Choose as `choose`, and save the classifier of --classifier in the run folder for a resumed run.
 
-        All processes must call this.
+        A resumed run that was started when the zoo had no classifier for its data keeps the random network, since the
+        distances of its best checkpoint are in that network's features. All processes must call this.
 
         Raises:
             UserError: as `choose`; or the classifier is gone, and an older release started the run.
@@ -148,6 +149,9 @@ class FeatureExtractor:
             extractor.bias_warning = run.extra[BIAS]
             return extractor
         check_origin(config, config.classifier)
+        keeps_random = config.resume and not config.classifier and _has_random_distances(run.folder / "metrics.jsonl")
+        if run.world.broadcast_value(keeps_random):
+            return cls.random(shape)
         extractor = cls.choose(config, shape, run.extra)
         if config.classifier:
             save_input(run, CLASSIFIER_FILE, ClassifierMetadata.find(find_file(config.classifier)).read_bytes())
@@ -191,6 +195,11 @@ class FeatureExtractor:
             **compare(real, fake),
         }
         return scores | class_scores(fake)
+
+
+def _has_random_distances(metrics: Path) -> bool:
+    """Return True if evaluations of a run were made in the features of a random network."""
+    return metrics.is_file() and b'"eval/random_fd"' in metrics.read_bytes()
 
 
 def bias_warning(path: str, classifier: list[str], origin: list[str]) -> str:
