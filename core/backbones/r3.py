@@ -3,11 +3,12 @@
 Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern Baseline GAN", section 4 and appendix. Residual blocks
 without normalization: 1x1 convolution to twice the channels, grouped 3x3 convolution, 1x1 convolution back, with leaky
 ReLU in between. Initialization similar to Fixup (Zhang et al. 2019): the last layer of every block is zero, the others
-are scaled down with the number of blocks. Between stages, maps are resampled bilinearly and channels are changed by 1x1
-convolutions without activation.
+are scaled down with the number of blocks. Between stages, channels are changed by 1x1 convolutions without activation.
 
-The paper's network has four stages of two blocks with 768 channels each, in groups of 16. Here a stage has one block,
-and channels increase from 32 at the image's own size to 256.
+The network of the authors' code differs. It has four stages of two blocks with 768 channels each, in groups of 16; here
+a stage has one block, and channels increase from 32 at the image's own size to 256. It halves maps with the filter
+[1, 3, 3, 1]; here pixels are averaged 2x2. It ends with a depthwise 4x4 convolution and a linear layer; here the head
+is one linear layer on the whole map. docs/dcgan.md lists how training differs.
 """
 
 from __future__ import annotations

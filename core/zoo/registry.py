@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Kind = Literal["classifiers", "agents", "generators"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # also the folders of their files
 
+LITE0 = "lite0"  # name of the weights in the package of the extra `scores` (core/models/lite0.py)
 FOLDER = Path(__file__).resolve().parent
 MAX_BYTES = 5_000_000
 
@@ -57,9 +58,7 @@ def find(word: str, kind: Kind = "classifiers") -> Path:
     """
     path = Path(word).expanduser()
     if word in files(kind):
-        for other in (Path(".", word), Path("runs", word)):
-            if other.exists():
-                note(f"{word} is taken for the name in the zoo ({kind}); for the folder here, type {_typed(other)}.")
+        _note_others(word, f"the name in the zoo ({kind})")
         return files(kind)[word]
     if path.exists():
         return path
@@ -85,11 +84,20 @@ def find_file(word: str) -> Path:
 
 
 def find_weights(word: str) -> Path:
-    """Find the path of pretrained weights, given a run folder of any kind, a file, or the name of a classifier.
+    """Find the path of pretrained weights of a backbone.
+
+    Args:
+        word: run folder of any kind, file, name of a classifier in the zoo, or lite0: ImageNet weights of
+            efficientnet_lite0 in the package of the extra scores.
 
     Raises:
-        UserError: none of these exists.
+        UserError: none of these exists, or the package is not installed.
     """
+    if word == LITE0:
+        from zerokara.core.models import lite0
+
+        _note_others(word, "the weights of efficientnet_lite0")
+        return lite0.find_weights(f"--pretrained-backbone {LITE0}")
     return find(word)
 
 
@@ -107,9 +115,16 @@ def is_classifier(word: str) -> bool:
     """Return True if a word names a classifier of zerokara, with its description; False for other weights, and "".
 
     Args:
-        word: run folder, file, or name of a classifier in the zoo.
+        word: run folder, file, name of a classifier in the zoo, or lite0.
     """
-    return bool(word) and not lacks_metadata(Path(word).expanduser())
+    return word not in ("", LITE0) and not lacks_metadata(Path(word).expanduser())
+
+
+def _note_others(word: str, meaning: str) -> None:
+    """Print a note if there is a folder or a run of a name that means something else."""
+    for other in (Path(".", word), Path("runs", word)):
+        if other.exists():
+            note(f"{word} is taken for {meaning}; for the folder here, type {_typed(other)}.")
 
 
 def _typed(path: Path) -> str:

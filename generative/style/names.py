@@ -7,12 +7,11 @@ core/help_text.py explain their form.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from zerokara.core import foreign_names as names
 from zerokara.core.command_line import Requirement
-from zerokara.core.zoo.registry import lacks_metadata
+from zerokara.core.zoo.registry import is_classifier
 
 # ---- names in neural-style, in PyTorch's style transfer tutorial and in its fast_neural_style example
 
@@ -200,8 +199,7 @@ def uses_backbone(config: Any) -> bool:
     """
     if config.weights or config.loss_network == "random":
         return True
-    path = Path(config.pretrained_backbone).expanduser()
-    return bool(config.pretrained_backbone) and lacks_metadata(path)
+    return bool(config.pretrained_backbone) and not is_classifier(config.pretrained_backbone)
 
 
 def _can_pool(config: Any) -> bool:

@@ -186,7 +186,7 @@ def make_loss_network(options: BackboneOptions, seed: int = 0) -> LossNetwork:
     if options.pretrained_backbone:
         source = options.pretrained_backbone
         if not zoo.is_classifier(source):
-            return _from_file(options, seed, Path(source).expanduser(), bool(options.published_normalization))
+            return _from_file(options, seed, zoo.find_weights(source), bool(options.published_normalization))
         return _from_metadata(options, *_load_classifier(zoo.find_file(source)), source)
     name = options.loss_network or DEFAULT_LOSS_NETWORK
     return _from_metadata(options, *_load_classifier(zoo.find_file(name)), f"{name} of the zoo")

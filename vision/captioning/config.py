@@ -70,7 +70,8 @@ class Config(NormalizationOptions, BatchNormOptions):
     """First layers of the backbone; only for backbones that have this option. paper: for images of 224 pixels; medium:
     64 to 128; small: 32 to 64."""
     pretrained_backbone: str = ""
-    """Weights of the backbone: run, file or zoo name; empty: random initialization."""
+    """Weights of the backbone: run, file, zoo name or lite0; empty: random initialization. lite0: ImageNet weights of
+    --backbone efficientnet_lite0; needs the extra scores."""
     weights: str = ""
     """Weights of the backbone: file of torchvision. For example resnet18-f37072fd.pth; empty: random initialization."""
     finetune_backbone: bool | None = None

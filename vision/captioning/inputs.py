@@ -162,12 +162,13 @@ def load_weights(config: Config, backbone: Backbone) -> LoadReport | None:
     Raises:
         UserError: they are missing or damaged, or do not fit.
     """
-    source = config.weights or config.pretrained_backbone
-    if not source:
+    if config.weights:
+        return load_pretrained_backbone(backbone, Path(config.weights).expanduser())
+    if not config.pretrained_backbone:
         return None
     if zoo.is_classifier(config.pretrained_backbone):
-        return _load_own_backbone(backbone, zoo.find_file(source))
-    return load_pretrained_backbone(backbone, Path(source).expanduser())
+        return _load_own_backbone(backbone, zoo.find_file(config.pretrained_backbone))
+    return load_pretrained_backbone(backbone, zoo.find_weights(config.pretrained_backbone))
 
 
 def _load_own_backbone(backbone: Backbone, path: Path) -> LoadReport:

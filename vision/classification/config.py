@@ -99,7 +99,8 @@ class Config(NormalizationOptions, BatchNormOptions):
     whitening_bias_epochs: OptionalCount = 0
     """Epochs in which the first bias of airbench is trained (0: all). Later epochs are faster."""
     pretrained_backbone: str = ""
-    """Run, weights file or zoo network that initializes the backbone. Its head is not loaded."""
+    """Run, weights file, zoo network or lite0 that initializes the backbone. Its head is not loaded. lite0: ImageNet
+    weights of --backbone efficientnet_lite0; needs the extra scores."""
     weights: str = ""
     """Weights of the whole network: a file of torchvision. Its name ends in .pth or .safetensors. Without it, weights
     are initialized at random."""

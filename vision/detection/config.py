@@ -87,8 +87,8 @@ class Config(NormalizationOptions, BatchNormOptions):
     stem: Stem | None = None
     """First layers of the backbone, if it has this option; None: those of --pretrained-backbone, else paper."""
     pretrained_backbone: str = ""
-    """Run folder, name in the zoo or weights file (ours or torchvision's) from which the backbone is initialized;
-    empty: random initialization."""
+    """Run folder, name in the zoo, weights file (ours or torchvision's) or lite0 (ImageNet weights of --backbone
+    efficientnet_lite0; needs the extra scores) from which the backbone is initialized; empty: random initialization."""
     freeze_batch_norm: bool = False
     """Keep the BatchNorm statistics of --pretrained-backbone during training."""
     stride: Annotated[int, Range(1, 64)] = 8

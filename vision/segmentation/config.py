@@ -90,7 +90,8 @@ class Config(NormalizationOptions, BatchNormOptions):
     """Channels of FCN's decoder. Each sum of feature maps is followed by a 3x3 convolution. 0: scores are summed, as in
     the paper."""
     pretrained_backbone: str = ""
-    """Source of the backbone's weights. A run folder, a weights file or a zoo name; empty: random initialization."""
+    """Source of the backbone's weights. A run folder, a weights file, a zoo name or lite0 (ImageNet weights of
+    --backbone efficientnet_lite0; needs the extra scores); empty: random initialization."""
     weights: str = ""
     """Weights file of torchvision. The backbone and FCN's fc6 and fc7 are loaded from this file (.pth or .safetensors),
     and images are normalized as for ImageNet. Empty: random initialization."""

