@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,7 +58,7 @@ def test_the_tutorial_trains_for_the_seconds_it_is_given(tmp_path: Path, monkeyp
     assert torch.equal(weights(resumed), weights(by_updates))
 
 
-def write_metrics(folder: Path, rows: Sequence[dict[str, float | None]]) -> None:
+def write_metrics(folder: Path, rows: Sequence[Mapping[str, float | None]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
@@ -79,10 +79,13 @@ def test_updates_are_planned_from_a_run_with_as_many_evaluations(
         write_metrics(Path("runs") / name, rows)
         return Path("runs") / name, 430.0
 
+    def never(name: str, given: Sequence[str]) -> tuple[Path, float]:
+        raise AssertionError
+
     with pytest.raises(UserError, match=r"--minutes 0\.5 is not more than the 30 s that the evaluations and the start"):
         clock.plan_updates("short", 0.5, words, 64, train)
     assert clock.plan_updates("p", 2, words, 64, train) == 135
-    assert clock.plan_updates("p", 2, words, 64, pytest.fail) == 135, "without another run"
+    assert clock.plan_updates("p", 2, words, 64, never) == 135, "without another run"
 
 
 @pytest.mark.parametrize(("updates", "every"), [(600, 100), (601, 101), (7, 2), (3, 1)])
@@ -165,6 +168,20 @@ def test_both_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert trained[0].endswith("-ours-1")
 
 
+def test_the_classifier_scores_the_named_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def report(options: Any, sampler: Any, progress: Any) -> dict[str, Any]:
+        given.append((options.run, options.which, options.images, sampler, progress.silent))
+        return {"scores": {"painted": {"fcd": 5.0}, "floor": {"fcd": 1.0}}}
+
+    monkeypatch.setattr("zerokara.generative.metrics.report", report)
+    monkeypatch.setattr("zerokara.generative.gan.finished.load_sampler", lambda options, program: options.which)
+    assert clock.classifier_scores(Path("runs/a"), "last", 500) == {"fcd": 5.0, "floor_fcd": 1.0}
+    clock.classifier_scores(Path("runs/a"), "best", 25)
+    assert given == [("runs/a", "last", 500, "last", True), ("runs/a", "best", 100, "best", True)]
+
+
 def test_images_that_the_tutorial_does_not_support_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     use_random_weights(monkeypatch)
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
@@ -222,7 +239,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Training]:
     """Replace the processes by such ones, and the clock by one that advances by a second whenever it is read."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Training, "commands", [], raising=False)
-    monkeypatch.setattr(clock.subprocess, "Popen", Training)
+    monkeypatch.setattr(subprocess, "Popen", Training)
     steps = SimpleNamespace(perf_counter=itertools.count().__next__, sleep=lambda seconds: None)
     monkeypatch.setattr(clock, "time", steps)
     return Training

@@ -1,4 +1,4 @@
-"""Tests of --pretrained-backbone lite0: segmentation, detection and captions start from EfficientNet-Lite0's weights."""
+"""Tests of --pretrained-backbone lite0: segmentation, detection and captions start from EfficientNet-Lite0 weights."""
 
 from __future__ import annotations
 

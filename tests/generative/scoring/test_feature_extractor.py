@@ -1,4 +1,4 @@
-"""Tests of generative/scoring/feature_extractor.py: the zoo's classifiers for data sets of other names, resumed runs."""
+"""Tests of generative/scoring/feature_extractor.py: the zoo's classifiers for data of other names, resumed runs."""
 
 from __future__ import annotations
 
