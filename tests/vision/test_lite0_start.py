@@ -33,7 +33,7 @@ START = (
 HARDWARE = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 SEGMENT = (
     *("--data", "shapes", "--data-dir", ".", "--network", "fcn4s", "--stem", "small", "--decoder-channels", "8"),
-    *("--batch-size", "6", "--epochs", "1", "--warmup-epochs", "0"),
+    *("--batch-size", "6", "--epochs", "1", "--warmup-epochs", "0", "--no-test"),
 )
 DETECT = (
     *("--data", "boxes", "--data-dir", ".", "--proposal-cache", "cache", "--image-side", "96", "--proposals", "40"),
