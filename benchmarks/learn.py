@@ -80,9 +80,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("pong", "arcade"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--games", nargs="*", choices=tuple(GAMES), default=tuple(GAMES), help="arcade; default: all")
     arguments, extra_args = parser.parse_known_args()
     results = []
-    for game in ("ALE/Pong-v5",) if arguments.what == "pong" else tuple(GAMES):
+    for game in ("ALE/Pong-v5",) if arguments.what == "pong" else arguments.games:
         expert = None if arguments.what == "pong" else expert_mean(game)
         # Without videos, which are not needed here and take longer than these games.
         aim, settings = (18.0, ()) if expert is None else (round(0.95 * expert, 2), ("--no-capture-video",))
