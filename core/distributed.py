@@ -43,6 +43,12 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # rank among the processes of this machine: the index of its GPU
+    machine_size: int | None = None  # number of processes on this machine; None: all of them
+
+    @property
+    def local_size(self) -> int:
+        """Number of processes on this machine, which divide its cores."""
+        return self.machine_size or self.size
 
     @property
     def is_main(self) -> bool:
@@ -85,7 +91,8 @@ class World:
             with _others_answer("The processes of this run could not connect ({reason}): type the same command again."):
                 store = _store_after_restart(size, timeout)
                 dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, store=store)
-        return cls(rank, size, local_rank)
+        on_machine = os.environ.get("LOCAL_WORLD_SIZE", "")
+        return cls(rank, size, local_rank, int(on_machine) if on_machine.isdigit() else None)
 
     def shard(self, number: int) -> slice:
         """Return which of `number` items belong to this process: the same number in all, or one more."""
@@ -227,38 +234,47 @@ class World:
             dist.destroy_process_group()
 
 
-class StopVotes:
-    """Votes of the processes on stopping, about one per second: a vote waits until all processes have reached it.
+class Votes:
+    """Votes of the processes, such as on stopping, about one per second: a vote waits until all have reached it.
 
     Args:
         world: processes that vote.
         device: as for `World.any`.
         seconds: between two votes.
+        most_calls: from a vote to the next one at most; None: no limit.
     """
 
-    def __init__(self, world: World, device: torch.device | str = "cpu", seconds: float = 1.0) -> None:
-        self._world, self._device, self._seconds = world, device, seconds
+    def __init__(
+        self,
+        world: World,
+        device: torch.device | str = "cpu",
+        seconds: float = 1.0,
+        most_calls: int | None = None,
+    ) -> None:
+        self._world, self._device, self._seconds, self._most_calls = world, device, seconds, most_calls
         self._calls = 0  # since the last vote
         self._next = 1  # number of calls from the last vote to the next one
         self._last_vote = time.perf_counter()
 
-    def __call__(self, stop: bool, *, now: bool = False) -> bool:
-        """Return True in every process if a process votes to stop; False if this call is no vote.
+    def __call__(self, *flags: bool, now: bool = False) -> tuple[bool, ...]:
+        """Return for each flag True in every process if it is True in any; all False if this call is no vote.
 
         Args:
-            stop: vote of this process. It must stay True in later calls.
+            flags: votes of this process, such as to stop. They must stay True in later calls.
             now: vote in this call; must be the same in all processes.
         """
         if self._world.size == 1:
-            return stop
+            return flags
         self._calls += 1
         if self._calls < self._next and not now:
-            return False
+            return (False,) * len(flags)
         time_per_call = (time.perf_counter() - self._last_vote) / self._calls
-        stops, slowest = self._world.max([float(stop), time_per_call], self._device)
+        *results, slowest = self._world.max([*map(float, flags), time_per_call], self._device)
         self._calls, self._next = 0, max(1, round(self._seconds / max(slowest, 1e-6)))
+        if self._most_calls is not None:
+            self._next = min(self._next, self._most_calls)
         self._last_vote = time.perf_counter()
-        return stops > 0
+        return tuple(result > 0 for result in results)
 
 
 def collective_timeout() -> float:

@@ -41,7 +41,7 @@ def options_on_resume(config: Any, given: Collection[str], saved: Mapping[str, A
     if saved is None:
         return {} if is_available(config.device) else {"device": "auto"}
     last = Compute(**saved)
-    missing = obstacles(last, config, processes=1)
+    missing = obstacles(last, config, processes=1, processes_before=1)
     # On another device, settings that are "auto" are chosen anew; otherwise they stay when another setting changes.
     moves = "device" in missing or ("device" in given and find_device(config.device) != last.device)
     changes = not moves and any(getattr(config, f) != option(last, f) for f in HARDWARE_FIELDS if f in given)
@@ -67,12 +67,18 @@ def options_on_resume(config: Any, given: Collection[str], saved: Mapping[str, A
 
 
 def adapt_compute(
-    saved: dict[str, Any], config: Any, folder: Path, world: World, choose: Callable[[], Compute]
+    saved: dict[str, Any],
+    local_size: int | None,
+    config: Any,
+    folder: Path,
+    world: World,
+    choose: Callable[[], Compute],
 ) -> tuple[dict[str, Any], str]:
     """Adapt the hardware settings in config.json to this machine and the command line, in every process of a run.
 
     Args:
         saved: the `Compute` as in config.json.
+        local_size: processes per machine for which it was chosen; None: unknown, in runs of earlier releases.
         config: config of the resumed run.
         folder: folder of the run.
         world: processes that train together; every process must call this function.
@@ -84,7 +90,8 @@ def adapt_compute(
     compute, message = Compute(**saved), ""
     if world.is_main:
         started = from_dict(type(config), read_config(folder)["config"], str(folder / "config.json"))
-        compute, reasons = compute_on_resume(compute, config, started, world.size, choose)
+        processes = world.local_size
+        compute, reasons = compute_on_resume(compute, config, started, processes, choose, local_size or processes)
         if reasons:
             message = (
                 f"hardware settings changed ({'; '.join(reasons)}): from here on, the results are not bit-identical to "
@@ -95,7 +102,12 @@ def adapt_compute(
 
 
 def compute_on_resume(
-    saved: Compute, config: Any, started: Any, processes: int, choose: Callable[[], Compute]
+    saved: Compute,
+    config: Any,
+    started: Any,
+    processes: int,
+    choose: Callable[[], Compute],
+    processes_before: int,
 ) -> tuple[Compute, list[str]]:
     """Return the hardware settings of a resumed run, and the reasons if they are not `saved`.
 
@@ -103,10 +115,11 @@ def compute_on_resume(
         saved: settings with which the run was last trained.
         config: config of the resumed run.
         started: config with which the run was started.
-        processes: number of processes, among which the cores are divided.
+        processes: number of processes on this machine, among which the cores are divided.
         choose: chooses settings for `config`; called if it is not enough to switch compilation off or set the threads.
+        processes_before: those among which the cores were divided when `saved` was chosen.
     """
-    missing = obstacles(saved, config, processes)
+    missing = obstacles(saved, config, processes, processes_before)
     reasons = dict(missing)
     for field in HARDWARE_FIELDS:
         asked = getattr(config, field, None)
@@ -132,8 +145,8 @@ def compute_on_resume(
     return (saved, []) if same else (new, list(reasons.values()))
 
 
-def obstacles(saved: Compute, config: Any, processes: int) -> dict[str, str]:
-    """Return the fields of saved settings that this machine does not have, with the reason.
+def obstacles(saved: Compute, config: Any, processes: int, processes_before: int) -> dict[str, str]:
+    """Return the fields of saved settings that do not fit this machine or the number of processes, with the reason.
 
     Precision and threads count only if they were chosen automatically: both can be used anywhere, but slowly.
     """
@@ -148,8 +161,11 @@ def obstacles(saved: Compute, config: Any, processes: int) -> dict[str, str]:
         found["precision"] = "the processor only emulates bfloat16"
     if saved.compile and (reason := compiler_missing(saved.torch_device)):
         found["compile"] = reason
-    if getattr(config, "threads", 1) == 0 and saved.threads > (cores := _cores(processes)):
-        found["threads"] = f"{saved.threads} threads were used, and each process has {format_count(cores, 'core')}"
+    cores = _cores(processes)
+    is_other_number = processes != processes_before and saved.threads != cores
+    if getattr(config, "threads", 1) == 0 and (saved.threads > cores or is_other_number):
+        used = format_count(saved.threads, "thread")
+        found["threads"] = f"each process had {used}, and has {format_count(cores, 'core')} now"
     return found
 
 

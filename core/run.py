@@ -147,12 +147,14 @@ class Run(StopSignals):
             return choose()
 
         if "compute" not in self.extra:
-            self.save_extra(compute=measure().to_dict() if self.world.is_main else {})
+            chosen = measure().to_dict() if self.world.is_main else {}
+            self.save_extra(compute=chosen, local_size=self.world.local_size)
         elif self._resume:
-            adapted, change = adapt_compute(self.extra["compute"], self._config, self.folder, self.world, measure)
+            saved, before = self.extra["compute"], self.extra.get("local_size")
+            adapted, change = adapt_compute(saved, before, self._config, self.folder, self.world, measure)
             if change:
                 self.warn(change)
-                self.save_extra(compute=adapted)
+                self.save_extra(compute=adapted, local_size=self.world.local_size)
         self._compute = Compute(**self.extra["compute"])
         self._compute.apply()
         self.print(f"compute: {self._compute.reason}")

@@ -23,7 +23,7 @@ from zerokara.core.choices import GradientCompression
 from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped
 from zerokara.core.data_parallel import DataParallel, synchronize_batch_norm
-from zerokara.core.distributed import StopVotes, World
+from zerokara.core.distributed import Votes, World
 from zerokara.core.divergence import check_finite, pop_means
 from zerokara.core.optim import load_optimizer_state
 from zerokara.core.run import Run
@@ -300,7 +300,7 @@ def _run_updates(
     )
     # All processes vote, so that they leave the loop together. A run that stopped early also stops when it is resumed.
     stop_early = world.any(training.should_stop_early, device)
-    votes = StopVotes(world, device)
+    votes = Votes(world, device)
     while training.updates < training.total_updates and not stop_early and not stopping:
         update()
         run.record_position(training.updates, training.total_updates)
@@ -316,7 +316,7 @@ def _run_updates(
             interval = LogInterval(training.updates)
         if saves:
             training.save(run)
-        stopping = votes(bool(run.stop_requested), now=saves)
+        (stopping,) = votes(bool(run.stop_requested), now=saves)
     if stopping:
         run.print_stop()
         training.save(run)

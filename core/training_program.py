@@ -151,7 +151,7 @@ def choose_compute(config: RunOptions, world: World, train_step: TrainStep, upda
             compile=getattr(config, "compile", "off"),
             threads=config.threads,
             train_step=train_step,
-            local_world_size=world.size,
+            local_world_size=world.local_size,
             updates=updates,
             minutes=getattr(config, "minutes", 0.0),
         )

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data_parallel import check_sync_batch_norm
-from zerokara.core.distributed import StopVotes, World
+from zerokara.core.distributed import Votes, World
 from zerokara.core.progress import loading
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.run_classes import keep_classes
@@ -277,7 +277,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
             world,
             compute.torch_device,
         )
-        votes = StopVotes(world, compute.torch_device)
+        votes = Votes(world, compute.torch_device)
         while learner.updates < config.updates and not stopping:
             pixels_BCHW, label_B = session.next_batch()
             update(learner, pixels_BCHW, label_B)
@@ -293,7 +293,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
             saves = evaluates or session.is_due(config.checkpoint_every_updates)
             if saves:
                 session.save()
-            stopping = votes(bool(run.stop_requested), now=saves)
+            (stopping,) = votes(bool(run.stop_requested), now=saves)
         if stopping:
             run.print_stop()
             session.save()

@@ -37,7 +37,6 @@ from zerokara.agents.training.replay_buffer import store
 from zerokara.agents.training.session import Session
 from zerokara.core.checkpoint import later_seed
 from zerokara.core.config import UserError
-from zerokara.core.stopwatch import LogInterval
 
 UPDATES_AT_ONCE = 4  # between two looks at what the actors have sent
 MAX_WAIT = 0.2  # seconds between two looks at signals while there is nothing to learn from
@@ -100,7 +99,6 @@ class ActorFeed:
         self.replaced = self.stale_steps = 0  # since the start of the run
         self._staleness: list[int] = []  # of the chunks since the last `metrics`
         self._active: set[int] = set()  # actors that sent them
-        self._start_interval()
         training.seconds = dict.fromkeys(("learn", "store", "blocked"), 0.0)
         training.register(actors=self)
 
@@ -138,7 +136,7 @@ class ActorFeed:
         training.run.print(f"actors: {actors.describe()}")
         if training.resumed:
             training.run.print("the actors start new episodes: a run with actors is not resumed bit for bit")
-        self._start_interval()
+        training.start_interval()
         return actors
 
     def _seed(self, actor: int) -> int:
@@ -200,32 +198,26 @@ class ActorFeed:
         training.env.errors += chunk.errors
         training.env.warnings.extend(chunk.warnings)
 
-    def _start_interval(self) -> None:
-        self._steps_interval = LogInterval(self.training.step)
-        self._updates_interval = LogInterval(self.training.updates)
-        self._staleness.clear()
-        self._active.clear()
-
     def metrics(self) -> dict[str, Any]:
         """Metrics since the last call, as described in docs/distributed.md."""
         training = self.training
-        steps = training.step - self._steps_interval.count
-        updates_per_s = self._updates_interval.per_second(training.updates)
+        steps, updates = training.interval, training.update_interval
         result: dict[str, Any] = {
             "actors/active": len(self._active),
             "actors/replaced": self.replaced,
             "actors/stale_steps": self.stale_steps,
-            "speed/actor_transitions_per_s": self._steps_interval.per_second(training.step),
-            "speed/learner_transitions_per_s": updates_per_s * self.config.batch_size,
+            "speed/actor_transitions_per_s": steps.per_second(training.step),
+            "speed/learner_transitions_per_s": updates.per_second(training.updates) * self.config.batch_size,
         }
-        if steps:
-            result["actors/replay_ratio"] = (training.updates - self._updates_interval.count) / steps
+        if training.step > steps.count:
+            result["actors/replay_ratio"] = (training.updates - updates.count) / (training.step - steps.count)
         if self._staleness:
             result |= {
                 "actors/staleness": float(np.mean(self._staleness)),
                 "actors/max_staleness": max(self._staleness),
             }
-        self._start_interval()
+        self._staleness.clear()
+        self._active.clear()
         return result
 
     def state_dict(self) -> dict[str, Any]:

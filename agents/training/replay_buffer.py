@@ -15,7 +15,7 @@ from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.policy import obs_dtype
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
-from zerokara.agents.training.start import Resources
+from zerokara.agents.training.start import ITERATIONS_PER_VOTE, Resources
 from zerokara.core.run import Run
 from zerokara.envs import Step
 
@@ -61,7 +61,8 @@ def make_replay(config: Config, run: Run, resources: Resources, seed: int, is_fi
     """
     env, compute, world = resources.env, resources.compute, resources.world
     num_envs = config.total_envs // world.size
-    steps_at_once = config.actor_steps if config.actors else 1
+    # Steps between two looks at `Replay.needs_checkpoint`.
+    steps_at_once = config.actor_steps if config.actors else 1 if world.size == 1 else ITERATIONS_PER_VOTE
     make: Callable[..., Replay] = Replay
     if config.per_alpha or config.actors:
         given = config.actors > 0 and config.per_alpha > 0

@@ -34,9 +34,11 @@ from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_pr
 from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.agents.training.report import bar_fields, closing_line, format_progress, format_scores, print_settings
-from zerokara.agents.training.start import Resources, process_seed
+from zerokara.agents.training.start import ITERATIONS_PER_VOTE, Resources, process_seed
+from zerokara.agents.training.totals import Totals, gather_totals
 from zerokara.core import checkpoint
 from zerokara.core.config import Stopped, to_dict
+from zerokara.core.distributed import Votes
 from zerokara.core.divergence import check_finite
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import restarted_since, resume_command
@@ -75,7 +77,7 @@ class Session(ABC):
         self.evaluation_pending = self.video_pending = False  # True after an interrupted one; repeated after resuming
         self.clock = Stopwatch()  # total time of the run over all restarts, including evaluations
         self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)  # since the start of the log interval
-        self.interval = LogInterval(0)
+        self.interval, self.update_interval = LogInterval(0), LogInterval(0)
         self.resumed = self.goal_reached = False  # goal_reached: `stop_at_return` was reached
         self._parts: dict[str, Part] = {}
         self._eval_env: envs.VectorEnv | None = None  # reused, because creating it takes seconds
@@ -164,8 +166,8 @@ class Session(ABC):
                 self.learner.update_copies()
 
     def print_warnings(self) -> None:
-        """Print the messages of the environments."""
-        while self.env.warnings:
+        """Print the messages of the environments of the main process; those of others wait for the next log entry."""
+        while self.world.is_main and self.env.warnings:
             self.run.warn(self.env.warnings.pop(0))
 
     def print_settings(self, **more: Any) -> None:
@@ -205,10 +207,12 @@ class Session(ABC):
             def due(every_steps: int) -> bool:
                 return every_steps > 0 and self.step // every_steps != before // every_steps
 
-            def votes() -> list[float]:  # to stop, and to save, of any process; in one collective operation
-                return world.max([self.goal_reached or bool(run.stop_requested), checkpoint_needed()], device)
+            votes = Votes(world, device, most_calls=ITERATIONS_PER_VOTE)
 
-            stop, _ = votes()
+            def vote(*, now: bool) -> tuple[bool, ...]:  # to stop, and to save
+                return votes(self.goal_reached or bool(run.stop_requested), checkpoint_needed(), now=now)
+
+            stop, _ = vote(now=True)
             while self.step < config.total_steps and not stop:
                 before = self.step
                 yield
@@ -217,10 +221,10 @@ class Session(ABC):
                 if due(config.log_every_steps):
                     self.log_metrics(more_metrics())
                     self.start_interval()
-                if due(config.eval_every_steps) or self.is_early_evaluation_due():
+                if evaluates := due(config.eval_every_steps) or self.is_early_evaluation_due():
                     self.goal_reached = self.evaluate_and_log()
                     self.start_interval()
-                stop, save = votes()
+                stop, save = vote(now=evaluates)
                 # The processes save together, so that they have checkpoints of the same steps.
                 if due(config.checkpoint_every_steps) or save:
                     self.save()
@@ -247,9 +251,13 @@ class Session(ABC):
     # ---- evaluation
 
     def is_early_evaluation_due(self) -> bool:
-        """Return True if the training returns of a process are near `stop_at_return`. Every process must call this."""
+        """Return True if the training returns of a process are near `stop_at_return`. Every process must call this.
+
+        Several processes compare them once in `ITERATIONS_PER_VOTE` iterations.
+        """
         goal, recent = self.config.stop_at_return, list(self.returns)[-20:]
-        if goal is None or self.step - self.last_evaluation_step < 20_000:
+        is_compared = self.world.size == 1 or self.step // self.config.num_envs % ITERATIONS_PER_VOTE == 0
+        if goal is None or self.step - self.last_evaluation_step < 20_000 or not is_compared:
             return False
         return self.world.any(len(recent) == 20 and float(np.mean(recent)) >= goal - 0.5, self.compute.torch_device)
 
@@ -319,27 +327,41 @@ class Session(ABC):
 
     def start_interval(self) -> None:
         """Start the interval that the next log entry covers."""
-        self.interval = LogInterval(self.step)
+        self.interval, self.update_interval = LogInterval(self.step), LogInterval(self.updates)
         self.seconds = dict.fromkeys(self.seconds, 0.0)
 
     def log_metrics(self, more: Mapping[str, Any]) -> None:
-        """Log training metrics. Tensors on the device are not transferred before the next flush."""
+        """Log training metrics of all processes; every process must call this. Speeds are those of the main process.
+
+        In a single process, tensors on the device are not transferred before the next flush.
+        """
         elapsed = self.interval.seconds()
+        own = Totals(
+            {"train/games": self.episodes, "env/errors": self.env.errors},
+            list(self.returns),
+            list(self.lengths),
+            self.learner.read_metrics() if self.updates else {},
+            list(self.env.warnings),
+        )
+        totals = gather_totals(self.world, own)
+        self.env.warnings.clear()
+        for text in totals.warnings:
+            self.run.warn(text)
+        if self.config.env_errors != "restart":
+            del totals.sums["env/errors"]
         scalars: dict[str, Any] = {
             "train/epsilon": self.epsilon,
-            "train/games": self.episodes,
+            **totals.sums,
             "train/updates": self.updates,
-            **({"env/errors": self.env.errors} if self.config.env_errors == "restart" else {}),
             **more,
             "speed/hours": self.clock(),
             "speed/steps_per_s": self.interval.per_second(self.step),
             **{f"speed/{part}_share": seconds / elapsed for part, seconds in self.seconds.items()},
+            **totals.learner,
         }
-        if self.mean_return is not None:
-            scalars["train/return"] = self.mean_return
-            scalars["train/length"] = float(np.mean(self.lengths))
-        if self.updates:
-            scalars |= self.learner.read_metrics()
+        if totals.returns:
+            scalars["train/return"] = float(np.mean(totals.returns))
+            scalars["train/length"] = float(np.mean(totals.lengths))
         self.run.log(self.step, scalars)
         self.run.flush()
         self.show_progress(scalars)

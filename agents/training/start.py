@@ -37,6 +37,9 @@ class Resources:
     """Processes that train together."""
 
 
+ITERATIONS_PER_VOTE = 8  # of several processes, on stopping and saving, at most; then about one vote per second
+
+
 def process_seed(seed: int, world: World) -> int:
     """Return the seed of a process, from the seed of the run."""
     return seed * 1_000_003 + world.rank * 10_007

@@ -34,7 +34,7 @@ ValueT = TypeVar("ValueT")
 
 FLOAT_BYTES = 4
 VOTES = ("any", "max")
-VOTE_BYTES = 8  # World.any: one int64; World.max: two float32
+VOTE_BYTES = 8  # World.any: one int64; World.max: two float32 or, in votes of a program, three, which take as long
 BUCKET_BYTES = (1 << 20, 25 << 20)  # of DistributedDataParallel: the first bucket, and the others
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.scaling.jobs import JOBS
 from benchmarks.scaling.measuring import key
@@ -14,6 +14,9 @@ from benchmarks.scaling.model import Fit, Link, Phase, Sample, fit, iteration_se
 from benchmarks.scaling.recording import VOTE_BYTES, Recording, phases
 from zerokara.core.config import UserError
 from zerokara.core.report import new_figure, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BEGIN, END = "<!-- benchmarks.scaling report: begin -->", "<!-- end -->"
 FITTED = 4  # hosts at most whose measurements the model is fitted to
@@ -100,19 +103,27 @@ def check_jobs(results: Mapping[str, Any], model: Fit) -> list[Check]:
 
     The computation is that measured on one host, sleeps included, which are a little longer than those asked for.
     """
-    found = []
-    for rate in results["arguments"]["rates"]:
-        one = results["hosts"].get(key(rate, 1), {}).get("jobs", {})
-        for job, answer in results["hosts"].get(key(rate, CHECKED), {}).get("jobs", {}).items():
-            recorded = job_phases(results)[job]
-            if job not in one:
-                continue
-            cost = {
-                size: model.seconds(rate * 1e6 / 8, CHECKED, size) for phase in recorded for _, size in phase.messages
-            }
-            added = iteration_seconds(recorded, cost.__getitem__) - iteration_seconds(recorded, lambda size: 0.0)
-            found.append(Check(rate, job, answer["seconds"], one[job]["seconds"] + added))
-    return found
+    return [
+        Check(rate, job, seconds[CHECKED], predicted_seconds(recorded, model, rate, CHECKED, seconds[1]))
+        for rate in results["arguments"]["rates"]
+        for job, recorded in job_phases(results).items()
+        if {1, CHECKED} <= (seconds := measured_seconds(results, job, rate)).keys()
+    ]
+
+
+def measured_seconds(results: Mapping[str, Any], job: str, rate: float) -> dict[int, float]:
+    """Return the measured seconds of an iteration of a job by number of hosts, over links of a rate in Mb/s."""
+    answers = {
+        number: results["hosts"].get(key(rate, number), {}).get("jobs", {}).get(job)
+        for number in results["arguments"]["hosts"]
+    }
+    return {number: answer["seconds"] for number, answer in answers.items() if answer}
+
+
+def predicted_seconds(recorded: Sequence[Phase], model: Fit, rate: float, number: int, one: float) -> float:
+    """Return the seconds of an iteration over several hosts, where that on one host takes `one` seconds."""
+    cost = {size: model.seconds(rate * 1e6 / 8, number, size) for phase in recorded for _, size in phase.messages}
+    return one + iteration_seconds(recorded, cost.__getitem__) - iteration_seconds(recorded, lambda size: 0.0)
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -306,11 +317,17 @@ def replace_tables(page: str, content: str) -> str:
 
 
 def draw(results: Mapping[str, Any], path: Path) -> Path:
-    """Draw speed-up against number of nodes: a column for each job, a row for each speed of the nodes."""
+    """Draw speed-up against number of nodes, a column for each job.
+
+    The first row has the measurements on hosts beside the cost model, the others its extrapolation, for each speed of
+    the nodes.
+    """
     recorded = job_phases(results)
     nodes = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, NODES]
-    figure, all_axes = new_figure(len(recorded), len(FACTORS), width=2.4, height=2.5)
-    panels = iter(all_axes)
+    figure, all_axes = new_figure(len(recorded), 1 + len(FACTORS), width=2.4, height=2.5)
+    for job, axes in zip(recorded, all_axes, strict=False):
+        draw_measured(results, job, axes)
+    panels = iter(all_axes[len(recorded) :])
     for factor, text in FACTORS.items():
         for job, its_phases in recorded.items():
             axes = next(panels)
@@ -324,16 +341,38 @@ def draw(results: Mapping[str, Any], path: Path) -> Path:
             axes.set_yscale("log")
             axes.set_title(f"{job}\n{text}", fontsize=8)
             axes.tick_params(labelsize=7)
-    all_axes[0].set_ylabel("speed-up", fontsize=8)
-    all_axes[len(recorded)].set_ylabel("speed-up", fontsize=8)
+    for axes in all_axes[:: len(recorded)]:
+        axes.set_ylabel("speed-up", fontsize=8)
     for axes in all_axes[-len(recorded) :]:
         axes.set_xlabel("nodes", fontsize=8)
-    handles, labels = all_axes[0].get_legend_handles_labels()
+    all_axes[0].legend(fontsize=6, frameon=False)
+    handles, labels = all_axes[-1].get_legend_handles_labels()
     from matplotlib.lines import Line2D
 
     for bound, marker in MARKERS.items():
         handles.append(Line2D([], [], color="black", marker=marker, linestyle="", markersize=4))
         labels.append(f"bound by {bound}")
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7, frameon=False)
-    figure.suptitle(f"Extrapolation by the cost model, not measured: up to {NODES:,} nodes", fontsize=9)
+    figure.suptitle(
+        f"First row: measured on hosts (points) and computed by the cost model (lines). Others: extrapolation by the "
+        f"cost model, not measured, up to {NODES:,} nodes",
+        fontsize=9,
+    )
     return write_figure(path, figure, dpi=90)
+
+
+def draw_measured(results: Mapping[str, Any], job: str, axes: Axes) -> None:
+    """Draw the measured speed-ups of a job on hosts as points, and those of the cost model as lines."""
+    numbers = results["arguments"]["hosts"]
+    axes.plot(numbers, numbers, color="0.6", linestyle="--", linewidth=1)
+    axes.set_title(f"{job}\nmeasured on hosts", fontsize=8)
+    axes.tick_params(labelsize=7)
+    for index, rate in enumerate(results["arguments"]["rates"]):
+        seconds = measured_seconds(results, job, rate)
+        if 1 not in seconds:
+            continue
+        one, recorded, model = seconds[1], job_phases(results)[job], fitted(results)
+        predicted = [n * one / predicted_seconds(recorded, model, rate, n, one) if n > 1 else 1.0 for n in numbers]
+        axes.plot(numbers, predicted, color=f"C{index}", linewidth=1.2)
+        speedups = [number * one / each for number, each in seconds.items()]
+        axes.plot(list(seconds), speedups, "o", color=f"C{index}", markersize=4, label=format_rate(rate))

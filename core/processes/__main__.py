@@ -128,7 +128,7 @@ def saved_number(folder: Path) -> tuple[int, str]:
     if not isinstance(number, int):
         raise UserError(f"{folder} was started without this program: give its number of processes by --processes.")
     cores = usable_cores()
-    changed = f", measured on {saved.get('cores')} cores; there are {cores} now" if saved.get("cores") != cores else ""
+    changed = f", chosen for {saved.get('cores')} cores; there are {cores} now" if saved.get("cores") != cores else ""
     return number, f"{format_count(number, 'process')}, as at the start of the run{changed}"
 
 
@@ -173,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     saved: dict[str, Any] = {}
     if options.processes:
         number, line = options.processes, f"{format_count(options.processes, 'process')}, as --processes says"
+        saved = {"number": number, "cores": usable_cores()}
     elif config.resume:
         number, line = saved_number(folder)
     else:

@@ -85,12 +85,15 @@ def test_gradients_of_images_are_averaged_in_the_backward_pass(job: str, tmp_pat
     ],
 )
 def test_agents_average_and_vote(job: str, kind: str, number: int, tmp_path: Path) -> None:
-    """PQN averages in 2 epochs of 32 minibatches, or once a rollout; DQN in an update for 4 steps of a process."""
+    """PQN averages in 2 epochs of 32 minibatches, or once a rollout; DQN in an update for 4 steps of a process.
+
+    An iteration has one vote if it takes a second, and at most one.
+    """
     recording = record(JOBS[job], options(tmp_path), Compute(), repeats=1, before=0)
     kinds = [event.kind for event in recording.events]
     assert kinds.count(kind) == number
-    assert kinds.count("max") == 1
-    assert set(kinds) == {kind, "max", "end"}
+    assert kinds.count("max") <= 1
+    assert {*kinds, "max"} == {kind, "max", "end"}
     assert recording.items == (4 * 32 if job.startswith("pqn") else 4)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.programs import start_processes
 from zerokara.core.config import EXIT_STOPPED, UserError
-from zerokara.core.distributed import StopVotes, World, collective_timeout
+from zerokara.core.distributed import Votes, World, collective_timeout
 from zerokara.core.programs import restarted_since
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +130,17 @@ def test_single_process_needs_no_communication(monkeypatch: pytest.MonkeyPatch) 
     assert not torch.distributed.is_initialized()
 
 
+def test_the_number_of_processes_of_this_machine_is_that_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert World.from_env().local_size == 4
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert World.from_env().local_size == 1
+    assert World(rank=2, size=3).local_size == 3
+
+
 def test_votes_come_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, votes_at = 0.0, []
     monkeypatch.setattr("time.perf_counter", lambda: clock)
@@ -139,20 +150,26 @@ def test_votes_come_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None
             votes_at.append(round(10 * clock))
             return list(values)
 
-    votes = StopVotes(Two(0, 2))
+    votes = Votes(Two(0, 2))
     for call in range(1, 26):
         clock = call / 10
-        assert votes(False) is False
+        assert votes(False) == (False,)
     assert votes_at == [1, 11, 21]
-    assert votes(True) is False
-    assert votes(False, now=True) is False
-    assert votes(True, now=True) is True
+    assert votes(True) == (False,)
+    assert votes(False, now=True) == (False,)
+    assert votes(True, False, now=True) == (True, False)
     assert len(votes_at) == 5
+    votes_at.clear()
+    limited = Votes(Two(0, 2), most_calls=4)
+    for call in range(30, 43):
+        clock = call / 10
+        limited(False)
+    assert votes_at == [30, 32, 36, 40]  # the first call comes half a second after the last vote
 
 
 def test_a_single_process_stops_at_once() -> None:
-    votes = StopVotes(World())
-    assert [votes(flag) for flag in (False, True, False, True)] == [False, True, False, True]
+    votes = Votes(World())
+    assert [votes(flag, not flag) for flag in (False, True)] == [(False, True), (True, False)]
 
 
 @pytest.mark.parametrize(

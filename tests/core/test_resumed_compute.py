@@ -56,9 +56,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool = True, compiler:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
 
 
-def resume(saved: Compute, config: Config | None = None, started: Config | None = None, processes: int = 1) -> Any:
+def resume(
+    saved: Compute, config: Config | None = None, started: Config | None = None, processes: int = 1, before: int = 0
+) -> Any:
     started = started or Config()
-    return compute_on_resume(saved, config or started, started, processes, lambda: CHOSEN)
+    return compute_on_resume(saved, config or started, started, processes, lambda: CHOSEN, before or processes)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +105,20 @@ def test_without_a_compiler_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> N
 def test_threads_fit_the_cores() -> None:
     new, reasons = resume(replace(SAVED, threads=5))
     assert new == replace(SAVED, threads=4, reason="bfloat16 on 4 threads")
-    assert reasons == ["5 threads were used, and each process has 4 cores"]
+    assert reasons == ["each process had 5 threads, and has 4 cores now"]
     assert resume(SAVED, processes=2) == (SAVED, [])
     assert resume(replace(SAVED, threads=3), processes=2)[0].threads == 2
     assert resume(replace(SAVED, threads=1), processes=20)[1] == []
+
+
+def test_another_number_of_processes_divides_the_cores_again() -> None:
+    new, reasons = resume(SAVED, processes=1, before=2)
+    assert new == replace(SAVED, threads=4, reason="bfloat16 on 4 threads")
+    assert reasons == ["each process had 2 threads, and has 4 cores now"]
+    assert resume(replace(SAVED, threads=4), processes=4, before=1)[0].threads == 1
+    assert resume(SAVED, processes=2, before=4) == (SAVED, []), "the number of threads is already the right one"
+    asked = Config(threads=2)
+    assert resume(SAVED, started=asked, processes=1, before=2) == (SAVED, []), "it was asked for"
 
 
 @pytest.mark.parametrize(

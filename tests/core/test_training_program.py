@@ -53,7 +53,8 @@ def test_options_come_from_the_config(config: Config, compile: Switch, monkeypat
     monkeypatch.setattr(Compute, "choose", choose)
 
     step = TrainStep(lambda candidate, batch_size: lambda: candidate, 6)
-    assert choose_compute(config, World(size=2), step, 70) == Compute(threads=2)
+    world = World(size=6, machine_size=2)  # on three machines
+    assert choose_compute(config, world, step, 70) == Compute(threads=2)
     assert received == {
         "device": "cpu",
         "precision": "bfloat16",

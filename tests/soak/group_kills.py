@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -36,8 +37,9 @@ from tests.soak import kills
 from tests.soak.comparison import differences
 from zerokara.core.machine import git_commit
 
-TARGETS = ("first", "last", "middle", "all", "saving")
+TARGETS = ("first", "last", "all", "saving", "middle")  # the last only of three processes or more
 MAX_KILLS = 6  # of one run
+_CHECKPOINT_IN_PROGRESS = re.compile(r"\.checkpoint-(\d+)\.pt\.tmp")
 UNSEEDED = ("rng/python/", "rng/numpy/")  # generators in the checkpoints that the programs neither seed nor draw from
 LONGEST_SECONDS = 900  # of one run, with its restarts
 _PQN = (
@@ -47,13 +49,16 @@ _PQN = (
     *("--device", "cpu", "--precision", "float32", "--threads", "1", "--compile", "off"),
 )
 PROGRAMS: dict[str, tuple[str, ...]] = {
-    "dqn": (*kills.PROGRAMS["dqn"], "--no-capture-video", "--total-steps", "4800"),
+    "dqn": (
+        *(*kills.PROGRAMS["dqn"], "--no-capture-video", "--total-steps", "4800"),
+        *("--num-envs", "12", "--batch-size", "24", "--train-every-steps", "24", "--target-update-steps", "240"),
+    ),
     "pqn": _PQN,
     "pqn-rollout": (*_PQN, "--average-every", "rollout"),
-    "dcgan-conditional": kills.PROGRAMS["dcgan-conditional"],
+    "dcgan-conditional": (*kills.PROGRAMS["dcgan-conditional"], "--batch-size", "24"),
     "classify": (*kills.PROGRAMS["classify"], "--batch-size", "48"),
 }
-"""Name of a program in the results -> its module and arguments."""
+"""Name of a program in the results -> its module and arguments, which 2, 3, 4 and 6 processes can divide."""
 
 
 @dataclass
@@ -90,12 +95,42 @@ def ranks(process: Process) -> dict[int, psutil.Process]:
     return found
 
 
-def kill_once(process: Process, run: Path, target: str, delay: float, rng: random.Random) -> bool:
-    """Kill processes of the group after a delay in seconds. Returns False if torchrun ended before that."""
-    deadline = time.monotonic() + delay
-    while time.monotonic() < deadline or (target == "saving" and not list(run.glob(".checkpoint-*.tmp"))):
+def saving_rank(run: Path, since: float) -> int | None:
+    """Return the rank of a process that is writing a checkpoint; None if there is none.
+
+    Args:
+        run: run folder.
+        since: a file that was last written before this time (of `time.time`) was left by a killed process.
+    """
+    for path in run.glob(".checkpoint-*.tmp"):
+        match = _CHECKPOINT_IN_PROGRESS.fullmatch(path.name)
+        try:
+            if match and path.stat().st_mtime > since:
+                return int(match[1])
+        except FileNotFoundError:  # it has just been completed
+            continue
+    return None
+
+
+def kill_once(process: Process, run: Path, target: str, delay: float, since: float = 0.0) -> bool:
+    """Kill processes of the group after a delay in seconds. Returns False if torchrun ended before that.
+
+    Args:
+        process: torchrun.
+        run: folder of its run.
+        target: one of `TARGETS`.
+        delay: in seconds; "saving" then waits for the next checkpoint.
+        since: time of the last kill (of `time.time`).
+
+    Raises:
+        TimeoutError: the group neither saves nor ends.
+    """
+    begin, writer = time.monotonic(), None
+    while time.monotonic() < begin + delay or (target == "saving" and (writer := saving_rank(run, since)) is None):
         if process.poll() is not None:
             return False
+        if time.monotonic() > begin + LONGEST_SECONDS:
+            raise TimeoutError(f"no checkpoint was begun within {LONGEST_SECONDS} s")
         time.sleep(0.0005 if target == "saving" else 0.02)
     group = ranks(process) if process.poll() is None else {}
     chosen = {
@@ -103,7 +138,7 @@ def kill_once(process: Process, run: Path, target: str, delay: float, rng: rando
         "last": [max(group, default=0)],
         "middle": [len(group) // 2],
         "all": list(group),
-        "saving": [rng.choice(list(group) or [0])],
+        "saving": [writer],
     }[target]
     victims = [group[rank] for rank in chosen if rank in group]
     for victim in victims:
@@ -130,10 +165,14 @@ def disturb(program: str, processes: int, number: int, reference: Path, seconds:
     process = start_group(program, processes, folder)
     run = folder / "runs" / kills.RUN
     try:
-        for _ in range(rng.randint(1, MAX_KILLS)):
-            target = rng.choice(TARGETS)
-            if kill_once(process, run, target, rng.uniform(0, seconds), rng):
+        planned = rng.randint(1, MAX_KILLS)
+        longest = seconds * min(1, 2 / planned)  # so that the kills are spread over the run
+        since = 0.0
+        for _ in range(planned):
+            target = rng.choice(TARGETS if processes > 2 else TARGETS[:-1])
+            if kill_once(process, run, target, rng.uniform(0, longest), since):
                 result.kills.append(target)
+                since = time.time()
         out, err = process.communicate(timeout=LONGEST_SECONDS)
     except TimeoutError as error:
         result.outcome, result.details = "hung", str(error).splitlines()[-12:]

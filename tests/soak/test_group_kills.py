@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
+import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,14 +24,34 @@ def test_a_killed_group_is_restarted_and_ends_like_an_undisturbed_one(
     process = group_kills.start_group("pqn", 2, tmp_path / "killed")
     run = tmp_path / "killed" / "runs" / kills.RUN
     wait_until(process, (run / "metrics.jsonl").exists)  # from here on, a resumed run has something to restore
-    assert group_kills.kill_once(process, run, "saving", 0, random.Random(0))
+    assert group_kills.kill_once(process, run, "saving", 0)
     outputs = [each.communicate(timeout=300) for each in (undisturbed, process)]
     assert [each.returncode for each in (undisturbed, process)] == [0, 0], outputs
     err = outputs[1][1]
     assert err.count("error: Another process of this run has ended") <= 2
     found = differences(tmp_path / "undisturbed" / "runs" / kills.RUN, run)
     assert [each for each in found if not any(part in each for part in group_kills.UNSEEDED)] == []
-    assert not group_kills.kill_once(process, run, "first", 0, random.Random(0)), "it has ended"
+    assert not group_kills.kill_once(process, run, "first", 0), "it has ended"
+
+
+def test_the_process_that_is_saving_is_found_by_its_file(tmp_path: Path) -> None:
+    assert group_kills.saving_rank(tmp_path, 0.0) is None
+    left = tmp_path / ".checkpoint-0.pt.tmp"
+    left.touch()
+    os.utime(left, (1_000, 1_000))
+    (tmp_path / ".checkpoint-x.tmp").touch()
+    (tmp_path / "checkpoint-2.pt").touch()
+    killed_at = time.time() - 60
+    assert group_kills.saving_rank(tmp_path, killed_at) is None, "a killed process has left this file"
+    (tmp_path / ".checkpoint-1.pt.tmp").touch()
+    assert group_kills.saving_rank(tmp_path, killed_at) == 1
+
+
+def test_a_group_that_does_not_save_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_kills, "LONGEST_SECONDS", 0.05)
+    process = SimpleNamespace(poll=lambda: None, pid=os.getpid())
+    with pytest.raises(TimeoutError, match="no checkpoint was begun"):
+        group_kills.kill_once(process, tmp_path, "saving", 0)  # type: ignore[arg-type]
 
 
 def test_results_are_counted(tmp_path: Path) -> None:

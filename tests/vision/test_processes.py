@@ -26,7 +26,7 @@ from zerokara.vision.classification import learner as classification
 from zerokara.vision.detection import learner as detection
 glyphs.NUMBER = {"train": 400, "test": 60}
 classify.log_misread = classify.log_confusion = lambda *args, **options: None
-training_loop.StopVotes = functools.partial(training_loop.StopVotes, seconds=0)
+training_loop.Votes = functools.partial(training_loop.Votes, seconds=0)
 kind, stop_at = sys.argv.pop(), int(sys.argv.pop())
 Training = {"classify": classification, "detect": detection}[kind].Training
 update = Training.update

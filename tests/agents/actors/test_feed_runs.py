@@ -39,7 +39,9 @@ def test_a_run_logs_the_pace_of_both_sides(tmp_path: Path) -> None:
 def test_the_metrics_are_those_since_the_last_call(tmp_path: Path) -> None:
     fed = Fed(tmp_path)
     fed.until(180)
-    first, second = fed.feed.metrics(), fed.feed.metrics()
+    first = fed.feed.metrics()
+    fed.training.start_interval()  # as after a log entry, or an evaluation
+    second = fed.feed.metrics()
     assert (first["actors/active"], second["actors/active"]) == (2, 0)
     assert {"actors/staleness", "actors/max_staleness", "actors/replay_ratio"} <= set(first) - set(second)
     assert second["speed/actor_transitions_per_s"] == second["speed/learner_transitions_per_s"] == 0

@@ -193,7 +193,7 @@ def test_a_given_number_is_not_measured(started: list[Call], capsys: pytest.Capt
         processes.main(["classify", "--processes", "3", "--", *CLASSIFY])
     ((command, variables),) = started
     assert command == measuring.command("vision.classify", CLASSIFY, 3)
-    assert speed_trial.CHOICE not in variables
+    assert json.loads(variables[speed_trial.CHOICE]) == {"number": 3, "cores": processes.usable_cores()}  # for --resume
     assert capsys.readouterr().out == "processes: 3 processes, as --processes says\n"
 
 
@@ -223,7 +223,7 @@ def test_a_resumed_run_keeps_its_number(
     assert "processes" not in json.loads(Path("runs/b/config.json").read_text())["extra"]
     resumed = ["--name", "a", "--resume"]
     capsys.readouterr()
-    for cores, end in ((2, ""), (8, ", measured on 2 cores; there are 8 now")):
+    for cores, end in ((2, ""), (8, ", chosen for 2 cores; there are 8 now")):
         monkeypatch.setattr(processes, "usable_cores", lambda cores=cores: cores)
         with pytest.raises(Started):
             processes.main(["vision.classify", "--", *resumed])

@@ -1,0 +1,50 @@
+"""Metrics and warnings of all processes of a training run, for a log entry of the main process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from zerokara.core.distributed import World
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a log entry has of one process, or of all of them.
+
+    Args:
+        sums: numbers that are added over the processes, such as episodes.
+        returns: raw returns of the last episodes.
+        lengths: their lengths in agent steps.
+        learner: metrics of the updates, numbers or tensors of one element, of which the mean over the processes counts.
+        warnings: messages that have not been printed.
+    """
+
+    sums: dict[str, int]
+    returns: list[float]
+    lengths: list[int]
+    learner: Mapping[str, Any]
+    warnings: list[str]
+
+
+def gather_totals(world: World, own: Totals) -> Totals:
+    """Combine the values of all processes; every process must call this. With a single one, they are its own.
+
+    Args:
+        world: processes that train together.
+        own: values of this process.
+    """
+    if world.size == 1:
+        return own
+    learner = {name: float(value) for name, value in own.learner.items()}
+    processes = world.gather(replace(own, learner=learner))
+    return Totals(
+        {name: sum(process.sums[name] for process in processes) for name in own.sums},
+        [value for process in processes for value in process.returns],
+        [value for process in processes for value in process.lengths],
+        {name: float(np.mean([process.learner[name] for process in processes])) for name in learner},
+        [f"process {rank}: {text}" for rank, process in enumerate(processes) for text in process.warnings],
+    )

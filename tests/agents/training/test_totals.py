@@ -1,0 +1,48 @@
+"""Metrics of all processes for a log entry: sums, means, and the messages of processes that do not print."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from zerokara.agents.training.totals import Totals, gather_totals
+from zerokara.core.distributed import World
+
+
+class Recorded:
+    """World of two processes: this one, and one with the given values."""
+
+    size = 2
+
+    def __init__(self, other: Totals) -> None:
+        self.other = other
+
+    def gather(self, value: Totals) -> list[Totals]:
+        return [value, self.other]
+
+
+def totals(**changes: Any) -> Totals:
+    values = {"sums": {"train/games": 3}, "returns": [1.0], "lengths": [10], "learner": {}, "warnings": []}
+    return Totals(**{**values, **changes})
+
+
+def test_a_single_process_keeps_its_values() -> None:
+    own = totals(learner={"train/loss": torch.tensor(2.0)}, warnings=["an environment was restarted"])
+    assert gather_totals(World(), own) is own
+
+
+def test_values_of_two_processes_are_combined() -> None:
+    other = Totals({"train/games": 5}, [4.0, 7.0], [20, 30], {"train/loss": 4.0}, ["an environment was restarted"])
+    own = totals(learner={"train/loss": torch.tensor(2.0)})
+    assert gather_totals(cast("World", Recorded(other)), own) == Totals(
+        {"train/games": 8},
+        [1.0, 4.0, 7.0],
+        [10, 20, 30],
+        {"train/loss": 3.0},
+        ["process 1: an environment was restarted"],
+    )
+
+
+def test_without_updates_there_are_no_metrics_of_the_learner() -> None:
+    assert gather_totals(cast("World", Recorded(totals(returns=[], lengths=[]))), totals()).learner == {}
