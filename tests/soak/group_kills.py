@@ -133,14 +133,14 @@ def kill_once(process: Process, run: Path, target: str, delay: float, since: flo
             raise TimeoutError(f"no checkpoint was begun within {LONGEST_SECONDS} s")
         time.sleep(0.0005 if target == "saving" else 0.02)
     group = ranks(process) if process.poll() is None else {}
-    chosen = {
+    chosen: dict[str, list[int | None]] = {
         "first": [0],
         "last": [max(group, default=0)],
         "middle": [len(group) // 2],
         "all": list(group),
         "saving": [writer],
-    }[target]
-    victims = [group[rank] for rank in chosen if rank in group]
+    }
+    victims = [group[rank] for rank in chosen[target] if rank is not None and rank in group]
     for victim in victims:
         try:
             victim.kill()
