@@ -188,7 +188,10 @@ def test_the_faster_number_is_started_printed_and_saved(
     assert "1 process 10 agent steps/s; 2 processes 9 agent steps/s" in capsys.readouterr().out
 
 
-def test_a_given_number_is_not_measured(started: list[Call], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_given_number_is_not_measured(
+    started: list[Call], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "usable_cores", lambda: 8)
     with pytest.raises(Started):
         processes.main(["classify", "--processes", "3", "--", *CLASSIFY])
     ((command, variables),) = started
