@@ -251,11 +251,9 @@ class Session(ABC):
     # ---- evaluation
 
     def is_early_evaluation_due(self) -> bool:
-        """Return True if the training returns of a process are near `stop_at_return`. Every process must call this.
-
-        Several processes compare them once in `ITERATIONS_PER_VOTE` iterations.
-        """
+        """Return True if the training returns of a process are near `stop_at_return`. Every process must call this."""
         goal, recent = self.config.stop_at_return, list(self.returns)[-20:]
+        # Several processes compare them once in `ITERATIONS_PER_VOTE` iterations.
         is_compared = self.world.size == 1 or self.step // self.config.num_envs % ITERATIONS_PER_VOTE == 0
         if goal is None or self.step - self.last_evaluation_step < 20_000 or not is_compared:
             return False
@@ -333,7 +331,7 @@ class Session(ABC):
     def log_metrics(self, more: Mapping[str, Any]) -> None:
         """Log training metrics of all processes; every process must call this. Speeds are those of the main process.
 
-        In a single process, tensors on the device are not transferred before the next flush.
+        In a single one, tensors on the device are not transferred before the next flush.
         """
         elapsed = self.interval.seconds()
         own = Totals(

@@ -176,8 +176,8 @@ class Config(BatchNormOptions):
     flip: bool = False
     """Flip real images horizontally with probability 0.5."""
     augment_few_images: bool = True
-    """Augment a small training set of your own. With fewer than 2,000 training images, and unless --diffaugment or --ada
-    is given, --diffaugment color translation cutout is set."""
+    """Augment a small training set of your own. With fewer than 2,000 training images, and unless --diffaugment or
+    --ada is given, --diffaugment color translation cutout is set."""
 
     # --- evaluation and logging ------------------------------------------------------------------------------------
     classifier: str = ""
