@@ -189,7 +189,7 @@ def test_values_that_count() -> None:
         {"device": "cuda", "threads": 3, "compile": "on", "precision": "bfloat16", "capture_video": True},
         {"v_max": 3.0, "noisy_sigma_init": 0.1},  # of c51 and noisy layers, which are off
     ]
-    with_effect: list[dict[str, Any]] = [{"n_step": 7}, {"learning_rate": 1e-3}, {"eval_episodes": 7}, {"head": "c51"}]
+    with_effect: list[dict[str, Any]] = [{"n_step": 7}, {"learning_rate": 0.07}, {"eval_episodes": 7}, {"head": "c51"}]
     for changes in without_effect:
         assert method_values(replace(run.config, **changes)) == values
     for changes in with_effect:
