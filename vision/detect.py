@@ -97,17 +97,9 @@ def find(config: Config, run: Run, boxes: BoxSet, which: str, world: World) -> l
     def progress(done: int, total: int) -> None:
         run.progress(done, total, {"proposals": f"of {which}"})
 
-    def search() -> list[Proposals]:
-        processes = int(run.extra["compute"]["threads"])
-        return find_all(boxes, config.search(), config.proposals, folder, processes=processes, progress=progress)
-
-    if not world.is_main:
-        world.barrier()
-        return search()
-    try:
-        found = search()
-    finally:
-        world.barrier()
+    processes = int(run.extra["compute"]["threads"])
+    limits = config.search(), config.proposals
+    found = find_all(boxes, *limits, folder, processes=processes, progress=progress, world=world)
     run.print(f"{len(boxes):,} {which}: {coverage(boxes, found)}")
     return found
 

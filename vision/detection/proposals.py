@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import math
 import multiprocessing
 import os
@@ -26,11 +27,13 @@ import torch
 from torch import Tensor
 
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import UserError, error_summary
+from zerokara.core.config import Stopped, UserError, error_summary
 from zerokara.core.data.boxes import BoxSet
+from zerokara.core.distributed import World
 from zerokara.vision.detection.selective_search import SearchSettings, best_overlaps, propose
 
 VERSION = 1  # of selective search; increment it when the proposals change, so that older files are not used
+SEARCHED_AT_ONCE = 16  # images that a process searches between two exchanges with the others
 _MIN_FOR_PROCESSES = 8  # images; for fewer, starting processes takes longer than it saves
 
 
@@ -76,40 +79,59 @@ def find_all(
     *,
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    world: World = World(),  # noqa: B008  (frozen)
 ) -> list[Proposals]:
     """Return the proposals of every image: read from the cache, or computed and written to it.
+
+    The processes that train together divide the missing images, and exchange the proposals as they go, so that none
+    waits for long and machines need not share the cache folder.
 
     Args:
         boxes: images; the true boxes are not used.
         settings: settings of selective search.
         max_proposals: maximum number of proposals per image; the files contain all.
         folder: cache folder, created if missing.
-        processes: number of processes.
+        processes: number of processes that this process starts for the search.
         progress: called with the number of finished images and of all images; an exception in it ends the search.
+        world: processes that train together; each must call this function.
 
     Raises:
         UserError: the cache folder cannot be written.
+        Stopped: a signal stopped the search in a process.
     """
     folder = folder / f"{VERSION}-{settings.key()}"
     images = [boxes.picture(index) for index in range(len(boxes))]
     files = [folder / f"{image_key(image)}.npz" for image in images]
     found = [read(file, image.shape[:2]) for file, image in zip(files, images, strict=True)]
-    missing = [index for index, each in enumerate(found) if each is None]
+    # Of all processes, because those of another machine may have another cache.
+    missing = sorted(set().union(*world.gather([index for index, each in enumerate(found) if each is None])))
     done = len(found) - len(missing)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(_search(images, missing, settings, processes)) as results:
-            for index, (raw, seconds) in results:
-                write(files[index], raw, seconds)
-                found[index] = Proposals(torch.from_numpy(raw).float(), seconds)
-                done += 1
-                if progress is not None:
-                    progress(done, len(found))
-    except OSError as error:
-        raise UserError(
-            f"Proposals cannot be written to {folder} ({error_summary(error)}): give a writable folder with "
-            f"--proposal-cache."
-        ) from None
+    with contextlib.closing(_search(images, missing[world.rank :: world.size], settings, processes)) as results:
+        for _ in range(0, len(missing), world.size * SEARCHED_AT_ONCE):
+            searched: dict[int, tuple[np.ndarray, float]] = {}
+            stopped = False
+            with world.raising_together():
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    for index, (raw, seconds) in itertools.islice(results, SEARCHED_AT_ONCE):
+                        write(files[index], raw, seconds)
+                        searched[index] = raw, seconds
+                        if progress is not None:
+                            progress(min(done + world.size * len(searched), len(found)), len(found))
+                except Stopped:
+                    stopped = True
+                except OSError as error:
+                    raise UserError(
+                        f"Proposals cannot be written to {folder} ({error_summary(error)}): give a writable folder "
+                        f"with --proposal-cache."
+                    ) from None
+            for part, part_stopped in world.gather((searched, stopped)):
+                stopped = stopped or part_stopped
+                done += len(part)
+                for index, (raw, seconds) in part.items():
+                    found[index] = Proposals(torch.from_numpy(raw).float(), seconds)
+            if stopped:
+                raise Stopped
     return [Proposals(each.boxes[:max_proposals], each.seconds) for each in found if each is not None]
 
 

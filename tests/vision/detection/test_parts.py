@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import torch
 from tests.vision import drawn_boxes as shapes
 from zerokara.core.boxes import decode, iou
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError, from_dict
+from zerokara.core.config import Stopped, UserError, from_dict
 from zerokara.core.data.boxes import BoxSet, load_boxes
+from zerokara.core.distributed import World
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision.detection import proposals as proposal_files
 from zerokara.vision.detection.batches import Candidates, CropBatches, ImageBatches, all_candidates
@@ -244,6 +246,43 @@ def test_cached_boxes_outside_of_the_image_or_without_area_are_not_used(tmp_path
 def test_several_processes_give_the_same_proposals(drawn: BoxSet, proposed: list[Proposals], tmp_path: Path) -> None:
     found = find_all(drawn, SEARCH, 200, tmp_path, processes=2)
     assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(found, proposed, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Second(World):
+    """Process 1 of two, of which the other one has searched images 0 and 2, or was stopped."""
+
+    images: BoxSet
+    other_stopped: bool = False
+    rank: int = 1
+    size: int = 2
+
+    def gather(self, value: Any) -> list[Any]:
+        if isinstance(value, bool):  # of `raising_together`
+            return [False, value]
+        if isinstance(value, list):  # missing images: the other process has none of them in its cache
+            return [list(range(len(self.images))), value]
+        found = {index: proposal_files.timed_search(self.images.picture(index), SEARCH) for index in (0, 2)}
+        return [({} if self.other_stopped else found, self.other_stopped), value]
+
+
+def test_processes_that_train_together_divide_the_search(
+    drawn: BoxSet, proposed: list[Proposals], tmp_path: Path
+) -> None:
+    few, counts = drawn.take(range(4)), list[int]()
+    world = Second(images=few)
+    found = find_all(few, SEARCH, 200, tmp_path, progress=lambda done, total: counts.append(done), world=world)
+    assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(found, proposed, strict=False))
+    assert len(found) == 4
+    assert len(list(tmp_path.rglob("*.npz"))) == 2, "the other process writes its own images"
+    assert counts == [2, 4]
+
+
+def test_a_signal_in_another_process_stops_the_search(drawn: BoxSet, tmp_path: Path) -> None:
+    few = drawn.take(range(4))
+    with pytest.raises(Stopped):
+        find_all(few, SEARCH, 200, tmp_path, world=Second(images=few, other_stopped=True))
+    assert len(list(tmp_path.rglob("*.npz"))) == 2, "what was searched is kept"
 
 
 def test_coverage_by_hand(drawn: BoxSet, proposed: list[Proposals]) -> None:
