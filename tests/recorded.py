@@ -24,8 +24,8 @@ class Shard(World):
 
     def broadcast_value(self, value: ValueT) -> ValueT:
         """Return the value; the main process's hardware settings in the other process."""
-        settings: Any = {"compute": Compute(threads=1).to_dict()}
-        return settings if value == {"compute": {}} else value
+        settings: Any = {"compute": Compute(threads=1).to_dict(), "local_size": self.local_size}
+        return settings if value == {**settings, "compute": {}} else value
 
     def shard(self, number: int) -> slice:
         """Return all items, since there is no other process that evaluates the rest."""
