@@ -72,6 +72,7 @@ PROGRAM = "benchmarks.dcgan_by_clock"
 EVALUATIONS = 6  # of every run, at most: the time for updates does not depend on the speed of a recipe
 SPEED_UPDATES, SPEED_LOG_UPDATES = 600, 50  # of the run that measures the speed
 RESULTS = ("ratio_last", "ratio_best", "last_over_best", "held_out_last_over_best", "fraction_of_budget")
+TOLERANCE = 0.05  # of the time of a run, as a fraction of the budget; beyond it a message says so
 CONFIDENT = 0.8  # fraction of confidently classified images that `mnist` waits for
 CONFIDENT_SCHEDULE = ("--updates", "2000", "--eval-every-updates", "250")
 POLL_SECONDS = 0.1
@@ -257,11 +258,14 @@ class Recipe:
         updates = plan_updates(self.prefix, self.minutes, self.words, self.config.batch_size, self._train)
         words = [*self.words, *schedule(updates), "--seed", str(seed)]
         folder, seconds = self._train(f"{self.prefix}-ours-{seed}", words)
+        fraction = seconds / (self.minutes * 60)
+        if abs(fraction - 1) > TOLERANCE:
+            print(f"{folder} took {fraction:.0%} of --minutes: something else used the machine.", file=sys.stderr)
         return folder, {
             "seed": seed,
             "updates": updates,
             "seconds": seconds,
-            "fraction_of_budget": seconds / (self.minutes * 60),
+            "fraction_of_budget": fraction,
             "held_out_last_over_best": held_out_last_over_best(folder),
         }
 

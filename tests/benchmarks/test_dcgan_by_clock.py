@@ -254,10 +254,14 @@ def test_mnist_is_timed_from_the_start_of_the_command(
 
     def call() -> dict[str, Any]:
         clock.main(["mnist", "--seeds", "7", "--minutes", "0.1", "--images", "10", "--flip"])
-        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        printed = capsys.readouterr()
+        errors.append(printed.err)
+        result: dict[str, Any] = json.loads(printed.out)
         return result
 
+    errors: list[str] = []
     result = call()
+    assert "-ours-7 took 67% of --minutes: something else used the machine." in errors[0]
     (found,) = result["seeds"]
     assert found["confident_at_seconds"] == [[2, 0.6], [3, 0.85]]
     assert found["seconds_until_confident"] == 3
