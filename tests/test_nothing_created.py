@@ -41,6 +41,8 @@ CASES = [
     ("generative.dcgan", "--loss torch.nn:MSELoss", "MSELoss has no method discriminator"),
     ("generative.dcgan", "--loss hing", "it must be one of bce"),
     ("generative.dcgan", "--r1 1", "BatchNorm mixes the images"),
+    ("generative.dcgan", "--eval-images 50", "--eval-images must be at least 100, or 0"),
+    ("generative.dcgan", "--backbone airbench", "would be random and frozen"),
     ("generative.fast_style", "--style none.png", "none.png"),
     ("generative.style_transfer", "none.png other.png", "none.png"),
     ("vision.classify", "--data mnits", "mnits"),

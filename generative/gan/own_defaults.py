@@ -172,7 +172,7 @@ def for_training(config: Config, train: int, held_out: int) -> tuple[Config, lis
         config = replace(config, diffaugment=FEW_AUGMENTATION)
         flips = " Images are not mirrored, which letters and digits must not be: --flip does it." * (not config.flip)
         lines.append(
-            f"{config.data}: what the discriminator sees is augmented (--diffaugment {' '.join(FEW_AUGMENTATION)}), "
-            f"because fewer than {FEW_IMAGES:,} training images are few; --no-augment-few-images leaves it out.{flips}"
+            f"{config.data}: the discriminator's input is augmented (--diffaugment {' '.join(FEW_AUGMENTATION)}), "
+            f"because of fewer than {FEW_IMAGES:,} training images; --no-augment-few-images leaves it out.{flips}"
         )
     return config, lines

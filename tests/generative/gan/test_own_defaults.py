@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,7 @@ def corner_levels(data: Data) -> set[int]:
         ([(300, 200)], (64,), (64, 64)),
         ([(64, 20)], (32,), (32, 32)),
         ([(24, 24), (24, 25)], (32,), (32, 32)),
+        ([(48, 48), (40, 60)], (32,), (32, 32)),
         ([(48, 48), (200, 300), (48, 50)], (32,), (32, 32)),
         ([(48, 48), (64, 90), (300, 70)], (64,), (64, 64)),
     ],
@@ -247,7 +249,14 @@ def test_an_augmentation_that_was_given_is_kept(words: tuple[str, ...], tmp_path
         asked = read_command_line(["--data", str(tmp_path), "--batch-size", "16", *words])
     settings, data = Data.load_with_defaults(asked)
     assert (settings.diffaugment, settings.ada) == (asked.diffaugment, asked.ada)
-    assert not any("augmented" in message for message in data.messages)
+    assert not any("is augmented" in message for message in data.messages)
+
+
+@pytest.mark.parametrize("options", [{"ada": ("color",)}, {"diffaugment": ("cutout",)}])
+def test_an_augmentation_of_a_preset_or_from_python_is_kept(options: dict[str, Any], tmp_path: Path) -> None:
+    asked = dataclasses.replace(config(write_noise(tmp_path, (28, 28))), **options)
+    settings, _ = Data.load_with_defaults(asked)
+    assert (settings.diffaugment, settings.ada) == (asked.diffaugment, asked.ada)
 
 
 def test_many_images_and_named_data_sets_have_no_such_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
