@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from zerokara.core.command_line import given_fields, parse
-from zerokara.core.config import UserError, flag, from_dict, to_dict
+from zerokara.core.config import UserError, class_mapping, flag, from_dict, to_dict
 from zerokara.core.programs import restarted_since
 from zerokara.core.run_folder import read_config
 from zerokara.core.run_options import HARDWARE_FIELDS
@@ -35,6 +35,9 @@ def configure(
     """Read the config of a new run from the command line or, with --resume, that of the run.
 
     A process that `torchrun --max-restarts` has started again resumes without --resume the run that it began.
+
+    The class attribute CHOSEN_AT_START of a config class, optional, has the fields whose value a program chooses when a
+    run starts, with the value that asks for this. On resume a flag with that value counts as not given.
 
     Args:
         config_class: has the fields preset, name, resume and quiet, optionally device.
@@ -64,7 +67,12 @@ def configure(
     content = read_config(folder, kind)
     saved = from_dict(config_class, content["config"], f"{folder}/config.json")
     requested = parse(config_class, presets, argv, description, saved=replace(saved, resume=True, quiet=False))
-    requested = replace(requested, name=config.name)
+    chosen = {
+        name: getattr(saved, name)
+        for name, automatic in class_mapping(config_class, "CHOSEN_AT_START").items()
+        if getattr(requested, name) == automatic
+    }
+    requested = replace(requested, name=config.name, **chosen)
     # The folder may have been renamed or copied, and a run may be tracked from here on, or no longer.
     may_differ = {*changeable, *HARDWARE_FIELDS, "name", "track"}
     for field, value in to_dict(requested).items():

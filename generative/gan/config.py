@@ -59,6 +59,7 @@ class Config(BatchNormOptions):
         "diffaugment_version": "0.1",
         "augment_few_images": False,
     }
+    CHOSEN_AT_START: ClassVar[Mapping[str, Any]] = {"image_size": (), "background": "auto", "held_out_images": 0}
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
     REQUIRES: ClassVar = names.REQUIRES
     GROUPS: ClassVar = names.GROUPS
@@ -78,8 +79,8 @@ class Config(BatchNormOptions):
     grayscale: bool | None = None
     """Convert images to grayscale (None: keep the data's channels). Frames of an environment are grayscale."""
     background: Background = "auto"
-    """Color behind transparent pixels (auto: contrasting). It is one for all pictures of a run: the one on which fewer
-    would vanish."""
+    """Color behind transparent pixels (auto: contrasting). It is one for all pictures of a run: black if more of them
+    are nearly white than nearly black, else white."""
     frames: Count = 20_000
     """With --data frames:<environment id>: number of frames to record."""
     frame_stack: Annotated[int, Range(1, 16)] = 1
@@ -177,7 +178,7 @@ class Config(BatchNormOptions):
     """Flip real images horizontally with probability 0.5."""
     augment_few_images: bool = True
     """Augment a small training set of your own. With fewer than 2,000 training images, and unless --diffaugment or
-    --ada is given, --diffaugment color translation cutout is set."""
+    --ada is given, --diffaugment color translation cutout is set. The presets paper and r3 turn it off."""
 
     # --- evaluation and logging ------------------------------------------------------------------------------------
     classifier: str = ""
@@ -225,6 +226,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "batch_size": 128,
         "beta2": 0.999,
         "ema_half_life_updates": 0.0,
+        "augment_few_images": False,
         "updates": 20_000,
         "eval_every_updates": 1_000,
     },
@@ -243,6 +245,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "beta1": 0.0,
         "schedule": "cosine",
         "ema_half_life_updates": 500.0,
+        "augment_few_images": False,
     },
 }
 

@@ -125,10 +125,10 @@ class Data:
             advice += ["--flip, if mirror images are as good"]
         return (
             f"{number:,} training images are few: in {config.updates:,} updates the discriminator sees each of them "
-            f"{config.updates * config.batch_size / number:,.0f} times and may learn them by heart. Expect images that "
+            f"{config.updates * config.batch_size / number:,.0f} times and may memorize them. Expect images that "
             f"resemble the training images but are less diverse, and that become worse again at some point; the best "
-            f"generator is kept. {program_command('generative.neighbours')} shows whether images were copied. What "
-            f"helps in a new run: {', '.join(advice)}."
+            f"generator is kept. {program_command('generative.neighbours')} shows whether images were copied. "
+            f"Measures to take in a new run: {', '.join(advice)}."
         )
 
 

@@ -92,9 +92,9 @@ def choose_size(sizes: Counter[tuple[int, int]]) -> tuple[int, ...]:
 
 
 def choose_background(lumas: list[float]) -> tuple[Background, int, int]:
-    """Return the color for all images with transparency, and how many would vanish on black and on white.
+    """Return the color for all images with transparency, and how many cannot be told from black and from white.
 
-    An image vanishes if the luma of its visible parts (0 to 255) is nearly that of the color.
+    These are images whose visible parts have nearly the luma of the color (0 to 255).
     """
     dark, light = sum(luma < 255 - LIGHT for luma in lumas), sum(luma > LIGHT for luma in lumas)
     return "black" if light > dark else "white", dark, light
@@ -124,7 +124,7 @@ def for_reading(config: Config, progress: Progress | None) -> tuple[Config, list
         config = replace(config, background=background)
         lines.append(
             f"{config.data}: {format_count(len(found.lumas), 'image')} with transparency, all placed on {background} "
-            f"({light:,} would vanish on white, {dark:,} on black); --background chooses the color."
+            f"({light:,} cannot be told from white, {dark:,} from black); --background chooses the color."
         )
     return config, lines
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, from_dict
-from zerokara.generative.gan.config import PRESETS, Config
+from zerokara.core.training_program import open_run
+from zerokara.generative.gan.config import KIND, PRESETS, Config
 from zerokara.generative.gan.config import read_config as read_command_line
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.own_defaults import FEW_AUGMENTATION, choose_background, choose_size, held_out_images
@@ -146,11 +147,12 @@ def test_all_icons_have_one_background(levels: tuple[int, ...], background: str,
     assert settings.background == background
     assert corner_levels(data) == {255 if background == "white" else 0}
     line = next(message for message in data.messages if "--background" in message)
+    assert " cannot be told from white, " in line
     assert f"90 images with transparency, all placed on {background} (" in line
     assert f"converted: 90 with transparency, placed on {background}" in data.messages
 
 
-def test_the_background_on_which_fewer_images_vanish() -> None:
+def test_the_background_that_fewer_images_resemble() -> None:
     assert choose_background([225.0, 30.0, 225.0, 100.0]) == ("black", 1, 2)
     assert choose_background([224.0, 31.0, 30.0, 225.0]) == ("white", 1, 1)
 
@@ -175,6 +177,28 @@ def test_a_resumed_run_keeps_a_background_for_each_image(tmp_path: Path) -> None
     settings, data = Data.load_with_defaults(config(write_icons(tmp_path, (0, 255)), "--resume"))
     assert settings.background == "auto"
     assert corner_levels(data) == {0, 255}
+
+
+# ---- resumption
+
+
+def test_a_run_is_resumed_by_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun does after a failure. A value that asks for the default counts as not given."""
+    monkeypatch.chdir(tmp_path)
+    icons = tmp_path / "icons"
+    icons.mkdir()
+    automatic = ["--background", "auto", "--held-out-images", "0", "--image-size"]
+    words = ["--data", str(write_icons(icons, (255,))), "--batch-size", "16", "--name", "a", *automatic]
+    asked = read_command_line(words)
+    settings, _ = Data.load_with_defaults(dataclasses.replace(asked, data=str(icons)))
+    settings = dataclasses.replace(settings, image_size=(64,))
+    with open_run(settings, KIND):
+        pass
+    resumed = read_command_line([*words, "--resume"])
+    assert (resumed.background, resumed.held_out_images, resumed.image_size) == ("black", 18, (64,))
+    for given in (["--background", "white"], ["--held-out-images", "20"], ["--image-size", "32"]):
+        with pytest.raises(UserError, match="cannot be resumed with"):
+            read_command_line(["--name", "a", "--resume", *given])
 
 
 # ---- few images
@@ -231,6 +255,15 @@ def test_few_images_are_augmented_and_not_mirrored(tmp_path: Path) -> None:
     assert data.messages[-1].endswith("--no-augment-few-images leaves it out.")
 
 
+@pytest.mark.parametrize("preset", ["paper", "r3"])
+def test_presets_of_papers_do_not_augment_few_images(preset: str, tmp_path: Path) -> None:
+    write_noise(tmp_path, (28, 28))
+    settings, _ = Data.load_with_defaults(config(tmp_path, "--preset", preset))
+    assert settings.diffaugment == ()
+    settings, _ = Data.load_with_defaults(config(tmp_path, "--preset", preset, "--augment-few-images"))
+    assert settings.diffaugment == FEW_AUGMENTATION
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -277,8 +310,8 @@ def test_few_images_are_announced_with_what_helps(tmp_path: Path) -> None:
     warning = data.few_images_warning(settings)
     assert warning.startswith("108 training images are few: in 1,000 updates the discriminator sees each of them 148 ")
     assert warning.endswith(
-        "What helps in a new run: more images, --diffaugment color translation cutout, --ada blit geometry color, "
-        "--flip, if mirror images are as good."
+        "Measures to take in a new run: more images, --diffaugment color translation cutout, "
+        "--ada blit geometry color, --flip, if mirror images are as good."
     )
     for words in (("--diffaugment", "color", "--flip"), ("--ada", "color", "--flip")):
         assert data.few_images_warning(config(tmp_path, *words)).endswith("in a new run: more images.")
