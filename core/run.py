@@ -154,6 +154,7 @@ class Run(StopSignals):
             adapted, change = adapt_compute(saved, before, self._config, self.folder, self.world, measure)
             if change:
                 self.warn(change)
+            if change or before != self.world.local_size:
                 self.save_extra(compute=adapted, local_size=self.world.local_size)
         self._compute = Compute(**self.extra["compute"])
         self._compute.apply()

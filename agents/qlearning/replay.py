@@ -83,7 +83,7 @@ class Replay:
         folder: folder of the memory-mapped files that outlive the process; None: memory only.
         checkpoint_margin: additional slots, summed over all environments, that can be written between two checkpoints;
             `needs_checkpoint` is true when they are used up.
-        steps_at_once: steps of an environment that are added between two looks at `needs_checkpoint`.
+        steps_at_once: steps of an environment that are added between two checks of `needs_checkpoint`.
         random_shift: shift the images of a batch at random by up to this number of pixels; 0: do not.
         function: compiles a function that consists of many small operations.
         print_line: function that prints the size of the buffer before it is allocated.

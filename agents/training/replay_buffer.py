@@ -61,8 +61,7 @@ def make_replay(config: Config, run: Run, resources: Resources, seed: int, is_fi
     """
     env, compute, world = resources.env, resources.compute, resources.world
     num_envs = config.total_envs // world.size
-    # Steps between two looks at `Replay.needs_checkpoint`.
-    steps_at_once = config.actor_steps if config.actors else 1 if world.size == 1 else ITERATIONS_PER_VOTE
+    chunk = config.actor_steps if config.actors else 1  # steps of an environment that are stored at once
     make: Callable[..., Replay] = Replay
     if config.per_alpha or config.actors:
         given = config.actors > 0 and config.per_alpha > 0
@@ -84,8 +83,8 @@ def make_replay(config: Config, run: Run, resources: Resources, seed: int, is_fi
         device=compute.torch_device,
         folder=run.checkpoints.files("replay") if config.save_replay else None,
         # Slots written between two checkpoints, with room for the last observations of truncated episodes.
-        checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * num_envs * steps_at_once,
-        steps_at_once=steps_at_once,
+        checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * num_envs * chunk,
+        steps_at_once=chunk if world.size == 1 else ITERATIONS_PER_VOTE,
         random_shift=config.random_shift,
         function=compute.function,
         print_line=lambda line: None if is_finished() else run.print(line),

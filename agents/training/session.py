@@ -35,7 +35,7 @@ from zerokara.agents.training.parts import Part, close_files, load_parts, load_p
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.agents.training.report import bar_fields, closing_line, format_progress, format_scores, print_settings
 from zerokara.agents.training.start import ITERATIONS_PER_VOTE, Resources, process_seed
-from zerokara.agents.training.totals import Totals, gather_totals
+from zerokara.agents.training.totals import Totals, gather_totals, print_warnings
 from zerokara.core import checkpoint
 from zerokara.core.config import Stopped, to_dict
 from zerokara.core.distributed import Votes
@@ -207,12 +207,8 @@ class Session(ABC):
             def due(every_steps: int) -> bool:
                 return every_steps > 0 and self.step // every_steps != before // every_steps
 
+            stop: float = world.any(self.goal_reached or bool(run.stop_requested), device)
             votes = Votes(world, device, most_calls=ITERATIONS_PER_VOTE)
-
-            def vote(*, now: bool) -> tuple[bool, ...]:  # to stop, and to save
-                return votes(self.goal_reached or bool(run.stop_requested), checkpoint_needed(), now=now)
-
-            stop, _ = vote(now=True)
             while self.step < config.total_steps and not stop:
                 before = self.step
                 yield
@@ -224,7 +220,8 @@ class Session(ABC):
                 if evaluates := due(config.eval_every_steps) or self.is_early_evaluation_due():
                     self.goal_reached = self.evaluate_and_log()
                     self.start_interval()
-                stop, save = vote(now=evaluates)
+                stops = self.goal_reached or bool(run.stop_requested)
+                stop, save = votes(stops, checkpoint_needed(), now=evaluates)
                 # The processes save together, so that they have checkpoints of the same steps.
                 if due(config.checkpoint_every_steps) or save:
                     self.save()
@@ -233,6 +230,7 @@ class Session(ABC):
                 self.goal_reached = self.evaluate_and_log()
             if not world.broadcast_value(self.is_finished):
                 run.print_stop()
+            print_warnings(world, self.env.warnings, run.warn)
             self.save()
             world.barrier()  # a process that is killed before it has saved needs its replay buffer again
             if world.is_main and self.is_finished and getattr(config, "delete_replay", False):
@@ -334,17 +332,14 @@ class Session(ABC):
         In a single one, tensors on the device are not transferred before the next flush.
         """
         elapsed = self.interval.seconds()
+        print_warnings(self.world, self.env.warnings, self.run.warn)
         own = Totals(
             {"train/games": self.episodes, "env/errors": self.env.errors},
             list(self.returns),
             list(self.lengths),
             self.learner.read_metrics() if self.updates else {},
-            list(self.env.warnings),
         )
         totals = gather_totals(self.world, own)
-        self.env.warnings.clear()
-        for text in totals.warnings:
-            self.run.warn(text)
         if self.config.env_errors != "restart":
             del totals.sums["env/errors"]
         scalars: dict[str, Any] = {
@@ -366,7 +361,8 @@ class Session(ABC):
 
     def show_progress(self, scalars: dict[str, Any] | None = None) -> None:
         """Update the progress bar, or print a line if the output is not a terminal."""
-        fields = bar_fields(self.env.settings, self.step, self.episodes, self.epsilon, scalars or {})
+        episodes = (scalars or {}).get("train/games", self.episodes)
+        fields = bar_fields(self.env.settings, self.step, episodes, self.epsilon, scalars or {})
         self.run.progress(self.step, self.config.total_steps, fields)
 
     def closing_message(self) -> str:
@@ -427,8 +423,11 @@ class Session(ABC):
 
         The environments are divided in another way, so that they start new episodes. Random numbers are drawn anew.
         """
-        state = states.get(self.world.rank, states[0])
+        rank, size = self.world.rank, self.world.size
+        state = states.get(rank, {**states[0], "games": 0, "returns": [], "lengths": []})
         self._load_counters(state)
+        if rank == 0:  # and the episodes of processes that there are no longer
+            self.episodes += sum(other["games"] for number, other in states.items() if number >= size)
         load_parts_of_processes(self._parts, states, self.world.rank, self.step)
         self.obs = self.env.reset(checkpoint.later_seed(self.seed, self.step) % 2**31)
         self.end_episodes()

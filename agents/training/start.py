@@ -37,7 +37,10 @@ class Resources:
     """Processes that train together."""
 
 
-ITERATIONS_PER_VOTE = 8  # of several processes, on stopping and saving, at most; then about one vote per second
+# Iterations from one vote of several processes, on stopping and saving, to the next at most. With 4 no data of the last
+# checkpoint are overwritten between two votes: they fill at most 8 slots of the replay buffer, which has 4 more than it
+# needs for the steps between two checkpoints.
+ITERATIONS_PER_VOTE = 4
 
 
 def process_seed(seed: int, world: World) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,21 +13,19 @@ from zerokara.core.distributed import World
 
 @dataclass(frozen=True)
 class Totals:
-    """What a log entry has of one process, or of all of them.
+    """Values of a log entry, of one process or of all of them.
 
     Args:
         sums: numbers that are added over the processes, such as episodes.
         returns: raw returns of the last episodes.
         lengths: their lengths in agent steps.
         learner: metrics of the updates, numbers or tensors of one element, of which the mean over the processes counts.
-        warnings: messages that have not been printed.
     """
 
     sums: dict[str, int]
     returns: list[float]
     lengths: list[int]
     learner: Mapping[str, Any]
-    warnings: list[str]
 
 
 def gather_totals(world: World, own: Totals) -> Totals:
@@ -46,5 +44,18 @@ def gather_totals(world: World, own: Totals) -> Totals:
         [value for process in processes for value in process.returns],
         [value for process in processes for value in process.lengths],
         {name: float(np.mean([process.learner[name] for process in processes])) for name in learner},
-        [f"process {rank}: {text}" for rank, process in enumerate(processes) for text in process.warnings],
     )
+
+
+def print_warnings(world: World, own: list[str], warn: Callable[[str], object]) -> None:
+    """Print the messages of the environments of all processes, and empty the list; every process must call this.
+
+    Args:
+        world: processes that train together.
+        own: messages of this process that have not been printed.
+        warn: prints a message in the main process.
+    """
+    for rank, texts in enumerate(world.gather(list(own))):
+        for text in texts:
+            warn(f"process {rank}: {text}" if rank else text)
+    own.clear()

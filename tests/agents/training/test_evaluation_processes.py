@@ -22,6 +22,9 @@ class OneOfTwo(World):
     def gather(self, value: Any) -> list[Any]:
         return [value, value]
 
+    def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
+        return flag
+
     def max(self, values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
         return list(values)
 

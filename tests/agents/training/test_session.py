@@ -370,13 +370,26 @@ def test_states_of_other_processes(make: Make, has_own: bool) -> None:
     assert torch.equal(torch.get_rng_state(), state["rng"]["torch"])
     assert changed == "the environments start new episodes, and random numbers are drawn anew"
     assert (session.step, session.updates, session.last_score) == (52, 13, 1.5)
-    assert (session.episodes, list(session.returns)) == ((3, [1.0]) if has_own else (10, state["returns"]))
+    assert (session.episodes, list(session.returns)) == ((3, [1.0]) if has_own else (0, []))
     assert again.seeds == [(3 * 1_000_003 + 10_007 + 15_485_863 * 52) % 2**31]
     assert [origin_of(session.obs[i]) for i in range(2)] == [Origin(i, 0, 0) for i in range(2)]
     assert session.running_return_N.tolist() == session.running_length_N.tolist() == [0, 0]
     expected = torch.Generator().manual_seed(5 + 15_485_863 * 52)
     assert torch.equal(session.generator.get_state(), expected.get_state())
     assert session.counter.value == 13 * (1 + has_own) + 1_000 + 52
+
+
+@pytest.mark.parametrize(("size", "episodes"), [(1, 10 + 3 + 4), (2, 10 + 4), (3, 10)])
+def test_the_first_process_counts_the_episodes_of_processes_that_there_are_no_longer(
+    make: Make, size: int, episodes: int
+) -> None:
+    recorded = make(total_steps=52)
+    recorded.train()
+    state = recorded.session.state_dict()
+    session = make(resume=True, num_envs=12, world=World(rank=0, size=size)).session
+    session.load_processes({0: state, 1: {**state, "games": 3}, 2: {**state, "games": 4}})
+    assert session.episodes == episodes
+    assert list(session.returns) == state["returns"]
 
 
 def test_non_finite_weights_are_not_saved(make: Make) -> None:
