@@ -96,10 +96,13 @@ def find(config: Config, run: Run, boxes: BoxSet, which: str, world: World) -> l
 
     def progress(done: int, total: int) -> None:
         run.progress(done, total, {"proposals": f"of {which}"})
+        if run.stop_requested:
+            raise Stopped
 
     processes = int(run.extra["compute"]["threads"])
     limits = config.search(), config.proposals
-    found = find_all(boxes, *limits, folder, processes=processes, progress=progress, world=world)
+    with run.interruptible(on=world.size == 1):  # several processes stop together, between two exchanges
+        found = find_all(boxes, *limits, folder, processes=processes, progress=progress, world=world)
     run.print(f"{len(boxes):,} {which}: {coverage(boxes, found)}")
     return found
 

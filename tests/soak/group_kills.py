@@ -113,7 +113,7 @@ def saving_rank(run: Path, since: float) -> int | None:
 
 
 def kill_once(process: Process, run: Path, target: str, delay: float, since: float = 0.0) -> bool:
-    """Kill processes of the group after a delay in seconds. Returns False if torchrun ended before that.
+    """Kill processes of the group after a delay in seconds.
 
     Args:
         process: torchrun.
@@ -122,17 +122,23 @@ def kill_once(process: Process, run: Path, target: str, delay: float, since: flo
         delay: in seconds; "saving" then waits for the next checkpoint.
         since: time of the last kill (of `time.time`).
 
+    Returns:
+        False if torchrun ended before that, or a process that was saving had saved when it was killed.
+
     Raises:
         TimeoutError: the group neither saves nor ends.
     """
-    begin, writer = time.monotonic(), None
+    begin, writer, group = time.monotonic(), None, dict[int, psutil.Process]()
     while time.monotonic() < begin + delay or (target == "saving" and (writer := saving_rank(run, since)) is None):
         if process.poll() is not None:
             return False
         if time.monotonic() > begin + LONGEST_SECONDS:
             raise TimeoutError(f"no checkpoint was begun within {LONGEST_SECONDS} s")
+        if target == "saving" and not (group and all(each.is_running() for each in group.values())):
+            group = ranks(process)  # now, because looking for them takes longer than a small checkpoint
         time.sleep(0.0005 if target == "saving" else 0.02)
-    group = ranks(process) if process.poll() is None else {}
+    if target != "saving":
+        group = ranks(process) if process.poll() is None else {}
     chosen: dict[str, list[int | None]] = {
         "first": [0],
         "last": [max(group, default=0)],
@@ -146,7 +152,7 @@ def kill_once(process: Process, run: Path, target: str, delay: float, since: flo
             victim.kill()
         except psutil.NoSuchProcess:
             continue
-    return bool(victims)
+    return bool(victims) and (target != "saving" or (run / f".checkpoint-{writer}.pt.tmp").exists())
 
 
 def disturb(program: str, processes: int, number: int, reference: Path, seconds: float, folder: Path) -> Result:
@@ -172,7 +178,7 @@ def disturb(program: str, processes: int, number: int, reference: Path, seconds:
             target = rng.choice(TARGETS if processes > 2 else TARGETS[:-1])
             if kill_once(process, run, target, rng.uniform(0, longest), since):
                 result.kills.append(target)
-                since = time.time()
+            since = time.time()
         out, err = process.communicate(timeout=LONGEST_SECONDS)
     except TimeoutError as error:
         result.outcome, result.details = "hung", str(error).splitlines()[-12:]

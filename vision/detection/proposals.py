@@ -1,6 +1,6 @@
 """Compute proposals for a set of images and cache them: one file per image, named by its pixels and the settings.
 
-A program that is killed loses only the image in progress. Several programs may share a cache folder, because files are
+A program that is killed loses only the images in progress. Several programs may share a cache folder, because files are
 written atomically.
 
 Shapes: N images, P proposals, n true boxes, H, W pixels.
@@ -16,7 +16,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from zerokara.core.distributed import World
 from zerokara.vision.detection.selective_search import SearchSettings, best_overlaps, propose
 
 VERSION = 1  # of selective search; increment it when the proposals change, so that older files are not used
-SEARCHED_AT_ONCE = 16  # images that a process searches between two exchanges with the others
+SENT_AT_ONCE = 16  # images whose proposals a process sends to the others at once
 _MIN_FOR_PROCESSES = 8  # images; for fewer, starting processes takes longer than it saves
 
 
@@ -83,8 +83,8 @@ def find_all(
 ) -> list[Proposals]:
     """Return the proposals of every image: read from the cache, or computed and written to it.
 
-    The processes that train together divide the missing images, and exchange the proposals as they go, so that none
-    waits for long and machines need not share the cache folder.
+    The processes that train together divide the images that none of them has, and exchange proposals as they go, so
+    that none waits for long. Machines need not share the cache folder: each gets the proposals of the others.
 
     Args:
         boxes: images; the true boxes are not used.
@@ -103,36 +103,86 @@ def find_all(
     images = [boxes.picture(index) for index in range(len(boxes))]
     files = [folder / f"{image_key(image)}.npz" for image in images]
     found = [read(file, image.shape[:2]) for file, image in zip(files, images, strict=True)]
-    # Of all processes, because those of another machine may have another cache.
-    missing = sorted(set().union(*world.gather([index for index, each in enumerate(found) if each is None])))
-    done = len(found) - len(missing)
+    cached = world.gather({index for index, each in enumerate(found) if each is not None})  # by process
+    missing = sorted(set(range(len(found))).difference(*cached))
+    own = [index for index in sorted(cached[world.rank]) if _is_sent(index, cached, world.rank)]
+    rounds = max(
+        sum(_is_sent(index, cached, rank) for index in cached[rank]) + len(missing[rank :: world.size])
+        for rank in range(world.size)
+    )
+    done = len(cached[world.rank])
+    stops: tuple[bool, ...] = ()
+    received: dict[int, tuple[np.ndarray, float]] = {}
     with contextlib.closing(_search(images, missing[world.rank :: world.size], settings, processes)) as results:
-        for _ in range(0, len(missing), world.size * SEARCHED_AT_ONCE):
-            searched: dict[int, tuple[np.ndarray, float]] = {}
+        sent = itertools.chain(((index, _raw(found[index])) for index in own), results)
+        for _ in range(0, rounds, SENT_AT_ONCE):
+            part: dict[int, tuple[np.ndarray, float]] = {}
             stopped = False
             with world.raising_together():
+                _save_received(received, folder, files, world)
                 try:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    for index, (raw, seconds) in itertools.islice(results, SEARCHED_AT_ONCE):
-                        write(files[index], raw, seconds)
-                        searched[index] = raw, seconds
-                        if progress is not None:
-                            progress(min(done + world.size * len(searched), len(found)), len(found))
+                    for index, (raw, seconds) in itertools.islice(sent, SENT_AT_ONCE):
+                        part[index] = raw, seconds
+                        if found[index] is None:
+                            _save(folder, files[index], raw, seconds)
+                            found[index] = Proposals(torch.from_numpy(raw).float(), seconds)
+                            done += 1
+                            if progress is not None:
+                                progress(done, len(found))
                 except Stopped:
                     stopped = True
-                except OSError as error:
-                    raise UserError(
-                        f"Proposals cannot be written to {folder} ({error_summary(error)}): give a writable folder "
-                        f"with --proposal-cache."
-                    ) from None
-            for part, part_stopped in world.gather((searched, stopped)):
-                stopped = stopped or part_stopped
-                done += len(part)
-                for index, (raw, seconds) in part.items():
-                    found[index] = Proposals(torch.from_numpy(raw).float(), seconds)
-            if stopped:
-                raise Stopped
+            parts, stops = zip(*world.gather((part, stopped)), strict=True)
+            received = {index: each for other in parts for index, each in other.items() if index not in part}
+            for index, (raw, seconds) in received.items():
+                done += index not in cached[world.rank]
+                found[index] = Proposals(torch.from_numpy(raw).float(), seconds)
+            if any(stops):
+                break
+    with world.raising_together():
+        _save_received(received, folder, files, world)
+    if any(stops):
+        raise Stopped
     return [Proposals(each.boxes[:max_proposals], each.seconds) for each in found if each is not None]
+
+
+def _save_received(
+    received: Mapping[int, tuple[np.ndarray, float]], folder: Path, files: Sequence[Path], world: World
+) -> None:
+    """Write what other processes have sent, once on each machine, unless the machines share the folder.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    for index, (raw, seconds) in received.items() if world.local_rank == 0 else ():
+        if not files[index].exists():
+            _save(folder, files[index], raw, seconds)
+
+
+def _is_sent(index: int, cached: Sequence[Collection[int]], rank: int) -> bool:
+    """Return True if a process sends the cached proposals of an image, because others lack them and no earlier has."""
+    having = [number for number, indices in enumerate(cached) if index in indices]
+    return len(having) < len(cached) and having[0] == rank
+
+
+def _raw(found: Proposals | None) -> tuple[np.ndarray, float]:
+    assert found is not None
+    return found.boxes.numpy(), found.seconds
+
+
+def _save(folder: Path, file: Path, raw: np.ndarray, seconds: float) -> None:
+    """Write the proposals of an image.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(file, raw, seconds)
+    except OSError as error:
+        raise UserError(
+            f"Proposals cannot be written to {folder} ({error_summary(error)}): give a writable folder with "
+            f"--proposal-cache."
+        ) from None
 
 
 def _search(

@@ -250,32 +250,49 @@ def test_several_processes_give_the_same_proposals(drawn: BoxSet, proposed: list
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Second(World):
-    """Process 1 of two, of which the other one has searched images 0 and 2, or was stopped."""
+    """Process 1 of two. The other one, of another machine, has cached images and searches every second missing one."""
 
     images: BoxSet
+    cached: frozenset[int] = frozenset()
     other_stopped: bool = False
     rank: int = 1
     size: int = 2
+    rounds: list[set[int]] = dataclasses.field(default_factory=list)
 
     def gather(self, value: Any) -> list[Any]:
         if isinstance(value, bool):  # of `raising_together`
             return [False, value]
-        if isinstance(value, list):  # missing images: the other process has none of them in its cache
-            return [list(range(len(self.images))), value]
-        found = {index: proposal_files.timed_search(self.images.picture(index), SEARCH) for index in (0, 2)}
-        return [({} if self.other_stopped else found, self.other_stopped), value]
+        if isinstance(value, set):
+            missing = sorted(set(range(len(self.images))) - self.cached - value)
+            self.rounds.append({*(self.cached - value), *missing[::2]})
+            return [set(self.cached), value]
+        sent = set() if self.other_stopped or len(self.rounds) > 1 else self.rounds[0]
+        self.rounds.append(set(value[0]))
+        found = {index: proposal_files.timed_search(self.images.picture(index), SEARCH) for index in sent}
+        return [(found, self.other_stopped), value]
 
 
+@pytest.mark.parametrize(
+    ("cached", "own", "sent"),
+    [
+        (set(), set(), {1, 3}),  # each process searches two images
+        ({0, 1, 2, 3}, set(), set()),  # the other one sends all
+        ({0}, {1, 2}, {1, 2}),  # each sends what it has, and the other one searches image 3
+        ({0, 1, 2, 3}, {0, 1, 2, 3}, None),
+    ],
+)
 def test_processes_that_train_together_divide_the_search(
-    drawn: BoxSet, proposed: list[Proposals], tmp_path: Path
+    drawn: BoxSet, proposed: list[Proposals], tmp_path: Path, cached: set[int], own: set[int], sent: set[int] | None
 ) -> None:
     few, counts = drawn.take(range(4)), list[int]()
-    world = Second(images=few)
+    find_all(few.take(sorted(own)), SEARCH, 200, tmp_path)
+    world = Second(images=few, cached=frozenset(cached))
     found = find_all(few, SEARCH, 200, tmp_path, progress=lambda done, total: counts.append(done), world=world)
     assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(found, proposed, strict=False))
     assert len(found) == 4
-    assert len(list(tmp_path.rglob("*.npz"))) == 2, "the other process writes its own images"
-    assert counts == [2, 4]
+    assert len(list(tmp_path.rglob("*.npz"))) == 4, "what another machine sends is cached, too"
+    assert world.rounds[1:] == ([] if sent is None else [sent])
+    assert counts == list(range(len(own) + 1, len(own) + 1 + len((sent or set()) - own)))
 
 
 def test_a_signal_in_another_process_stops_the_search(drawn: BoxSet, tmp_path: Path) -> None:
