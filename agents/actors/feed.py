@@ -199,7 +199,7 @@ class ActorFeed:
         training.env.warnings.extend(chunk.warnings)
 
     def metrics(self) -> dict[str, Any]:
-        """Metrics since the last call, as described in docs/distributed.md."""
+        """Metrics since the last call (docs/distributed.md); speeds since the last log entry or evaluation."""
         training = self.training
         steps, updates = training.interval, training.update_interval
         result: dict[str, Any] = {
