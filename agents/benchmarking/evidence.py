@@ -35,7 +35,8 @@ from zerokara.core.report import read_json, write_json
 
 BEGIN, END = "<!-- agents.benchmark: begin -->", "<!-- agents.benchmark: end -->"
 UNIMPORTANT = HARDWARE_FIELDS | OUTPUT_FIELDS | {"precision", "log_every_steps", "checkpoint_every_steps"}
-# No values of a method: they identify a run, or change neither what is learned nor its score.
+# No values of a method: they identify a run, or change neither what is learned nor its score. Evaluations only have an
+# effect with --stop-at-return.
 NO_VALUES = UNIMPORTANT | {"env", "preset", "seed", "eval_every_steps", "save_replay"}
 FEW_SEEDS = 3
 
@@ -102,10 +103,11 @@ def method_values(config: Settings) -> dict[str, Any]:
     Left out are `NO_VALUES` and the options that have no effect without another one.
     """
     requires = class_mapping(type(config), "REQUIRES")
+    left_out = NO_VALUES - ({"eval_every_steps"} if config.stop_at_return is not None else set())
     return {
         name: value
         for name, value in to_dict(config).items()
-        if name not in NO_VALUES and (name not in requires or requires[name][0](config))
+        if name not in left_out and (name not in requires or requires[name][0](config))
     }
 
 
@@ -255,13 +257,20 @@ def read_result(path: Path) -> Result:
 
 
 def _values_of_today(preset: str, values: Any, path: Path) -> dict[str, Any] | None:
-    """Return values of a file as this version has them; None if there are none. Those of an unknown preset stay."""
+    """Return values of a file as this version has them; None if there are none.
+
+    They stay as they are if this version does not know the preset or one of the options, or no longer allows a value:
+    the file is then the result of a method that this version does not have.
+    """
     if values is not None and not isinstance(values, dict):
         raise TypeError("config is no mapping")
     if values is None or preset not in PRESETS:
         return values
     _, config_class, _, name = PRESETS[preset]
-    return method_values(from_dict(config_class, {"preset": name, **values}, str(path)))
+    try:
+        return method_values(from_dict(config_class, {"preset": name, **values}, str(path)))
+    except UserError:
+        return values
 
 
 def _tuples(value: Any) -> Any:

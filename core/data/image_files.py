@@ -28,6 +28,8 @@ from zerokara.core.programs import program_command
 
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif"})
 SUFFIXES = LOSSY_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+OPAQUE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".ppm", ".pgm", ".pbm", ".pnm"})
+"""Suffixes of formats without transparency."""
 UNSUPPORTED_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw"})
 """Suffixes of images that cannot be read here; files with them are named, not only counted."""
 ORIENTATION, TURNED = 0x0112, range(2, 9)  # tag of EXIF, and its values that turn or mirror an image

@@ -18,7 +18,7 @@ from zerokara.core.choices import Background
 from zerokara.core.config import UserError, format_count
 from zerokara.core.data import DATASETS, Progress
 from zerokara.core.data.audit import Audit
-from zerokara.core.data.image_files import LIGHT, read_size, read_visible_luma
+from zerokara.core.data.image_files import LIGHT, OPAQUE_SUFFIXES, read_size, read_visible_luma
 from zerokara.generative.gan.config import FRAMES, Config
 from zerokara.generative.gan.image_members import MIN_SIDE, check_readable_side, open_members
 
@@ -52,20 +52,22 @@ class Survey:
     lumas: list[float] = field(default_factory=list)
 
 
-def survey(path: Path, *, transparency: bool, progress: Progress | None) -> Survey:
+def survey(path: Path, *, sizes: bool, transparency: bool, progress: Progress | None) -> Survey:
     """Look at the training images of a folder, a zip file or an LSUN database.
 
-    Only images that may have transparency are decoded, and only if `transparency` is True. Images that cannot be read
-    are left out here, and named when they are read.
+    Only images that may have transparency are decoded, and only if `transparency` is True. If `sizes` is False, files
+    whose suffix is that of a format without transparency are not read. Images that cannot be read are left out here,
+    and named when they are read.
 
     Raises:
         UserError: the folder or file cannot be read.
     """
     found = Survey()
-    with open_members(path, "train", Audit(), progress) as (members, _):
+    with open_members(path, "train", Audit(), progress) as (everything, _):
+        members = [each for each in everything if sizes or Path(each[0]).suffix.lower() not in OPAQUE_SUFFIXES]
         for index, (name, _, read) in enumerate(members):
             if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
-                progress(f"sizes of images read from {path}", index + 1, len(members))
+                progress(f"{'sizes' if sizes else 'transparency'} of images read from {path}", index + 1, len(members))
             where = f"{name} in {path}"
             try:
                 content = read()
@@ -113,10 +115,10 @@ def for_reading(config: Config, progress: Progress | None) -> tuple[Config, list
     """
     if config.image_size and config.background != "auto":
         return config, []
-    transparency = config.background == "auto"
-    found = survey(Path(config.data).expanduser(), transparency=transparency, progress=progress)
+    sizes, transparency = not config.image_size, config.background == "auto"
+    found = survey(Path(config.data).expanduser(), sizes=sizes, transparency=transparency, progress=progress)
     lines = []
-    if found.sizes and not config.image_size:
+    if found.sizes and sizes:
         config = replace(config, image_size=choose_size(found.sizes))
         lines.append(f"{config.data}: {_describe_size(found.sizes, config.image_size)}")
     if found.lumas and transparency:

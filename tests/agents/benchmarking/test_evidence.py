@@ -254,9 +254,29 @@ def test_values_of_a_file_follow_new_fields_and_names(tmp_path: Path, monkeypatc
     assert folder.missing([run]) == []
 
 
-@pytest.mark.parametrize(
-    "change", ["not json", "[1]", {"score": "high"}, {"new": 1}, {"config": []}, {"config": {"n_steps": 3}}]
-)
+@pytest.mark.parametrize("changes", [{"option_of_another_version": 3}, {"head": "no_longer"}, {"n_step": 0}])
+def test_values_that_this_version_does_not_have_stay_as_they_are(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Such a file is another result, and does not stop the benchmark."""
+    (run,) = planned()
+    folder = ResultsFolder(tmp_path, (), "nature", 1)
+    path = folder.save(run, record_of(run))
+    content = json.loads(path.read_text())
+    content["config"] |= changes
+    write_json(path, content)
+    (result,) = folder.read()
+    assert result.config == content["config"]
+    assert folder.missing([run]) == [run]
+
+
+def test_evaluations_count_where_they_decide_when_the_run_ends() -> None:
+    (run,) = planned()
+    often, rarely = (replace(run.config, stop_at_return=4.0, eval_every_steps=steps) for steps in (7, 9))
+    assert method_values(often) != method_values(rarely)
+    assert method_values(often)["eval_every_steps"] == 7
+    assert "eval_every_steps" not in method_values(run.config)
+
+
+@pytest.mark.parametrize("change", ["not json", "[1]", {"score": "high"}, {"new": 1}, {"config": []}])
 def test_damaged_file_is_named(change: str | dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / PONG.file_name
     path.write_text(change if isinstance(change, str) else json.dumps({**asdict(PONG), **change}))

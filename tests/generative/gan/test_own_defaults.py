@@ -15,7 +15,9 @@ from PIL import Image
 
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, from_dict
+from zerokara.core.data.image_files import read_size
 from zerokara.core.training_program import open_run
+from zerokara.generative.gan import own_defaults
 from zerokara.generative.gan.config import KIND, PRESETS, Config
 from zerokara.generative.gan.config import read_config as read_command_line
 from zerokara.generative.gan.data import Data
@@ -163,6 +165,28 @@ def test_a_background_that_was_given_is_kept(background: str, tmp_path: Path) ->
     assert settings.background == background
     assert corner_levels(data) == {255 if background == "white" else 0}
     assert not any("--background" in message for message in data.messages)
+
+
+def test_with_a_size_only_files_that_may_have_transparency_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photographs would otherwise be read twice."""
+    write_icons(tmp_path, (255,))
+    for index in range(20):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{index:03}a.JPG")
+    seen: list[str] = []
+
+    def read(data: bytes, name: str) -> tuple[int, int]:
+        seen.append(name)
+        return read_size(data, name)
+
+    monkeypatch.setattr(own_defaults, "read_size", read)
+    settings, data = Data.load_with_defaults(config(tmp_path, "--image-size", "32"))
+    assert (settings.background, data.train.shape) == ("black", (3, 32, 32))
+    assert {name.partition(" ")[0][-4:] for name in seen} == {".png"}
+    seen.clear()
+    Data.load_with_defaults(config(tmp_path))
+    assert {name.partition(" ")[0][-4:] for name in seen} == {".png", ".JPG"}
 
 
 def test_without_transparency_no_background_is_chosen(tmp_path: Path) -> None:
