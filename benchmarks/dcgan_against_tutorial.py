@@ -39,13 +39,14 @@ from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.compute import TrainStep
 from zerokara.core.config import UserError, run_main
-from zerokara.core.data import ImageSet
+from zerokara.core.data import DATASETS, ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
 from zerokara.core.training_program import choose_compute
 from zerokara.generative.dcgan import make_learner, probe_step, update
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.data import Data, load_split
+from zerokara.generative.gan.own_defaults import is_own
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.distances import frechet_distance
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor
@@ -232,6 +233,7 @@ def quality(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, A
     common = ["--data", arguments.data, "--image-size", str(arguments.image_size), "--updates", str(arguments.updates)]
     common += ["--batch-size", str(BATCH), *(["--classifier", arguments.classifier] if arguments.classifier else [])]
     config = parse(Config, PRESETS, [*common, *extra_args], __doc__ or "")
+    refuse_own_files(config)
     data = Data.load(config)
     extractor = FeatureExtractor.choose(config, data.train.shape)
     if extractor.metadata is None:
@@ -268,6 +270,22 @@ def quality(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, A
         "seeds": results,
         "median": {name: statistics.median(one[name] for one in results) for name in FOUND},
     }
+
+
+def refuse_own_files(config: Config) -> None:
+    """Refuse pictures of one's own, for which a run chooses image size, background, held-out images and augmentation.
+
+    The tutorial, and the real images of the comparison, would be without these choices.
+
+    Raises:
+        UserError: --data is the path of a folder, a zip file or an LSUN database.
+    """
+    if is_own(config):
+        raise UserError(
+            f"--data {config.data} is a path, and a run on pictures of one's own chooses settings that the tutorial "
+            f"would not have: give one of {', '.join(DATASETS)}, frames:<environment id>, or the name of a folder or "
+            f"zip file in --data-dir."
+        )
 
 
 def run_ours(name: str, extra_args: list[str]) -> Path:

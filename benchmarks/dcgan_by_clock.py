@@ -52,7 +52,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.dcgan_against_tutorial import BATCH, SAMPLE_SEED, make_tutorial, order, run_ours, train_tutorial
+from benchmarks.dcgan_against_tutorial import (
+    BATCH,
+    SAMPLE_SEED,
+    make_tutorial,
+    order,
+    refuse_own_files,
+    run_ours,
+    train_tutorial,
+)
 from benchmarks.dcgan_recipes import RECIPES
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, run_main
@@ -61,6 +69,7 @@ from zerokara.core.machine import describe_machine
 from zerokara.core.models import lite0
 from zerokara.core.progress import Progress
 from zerokara.core.report import read_json, write_json
+from zerokara.core.run_folder import read_config
 from zerokara.generative import metrics
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.config import PRESETS, Config
@@ -120,13 +129,17 @@ def watch(name: str, words: Sequence[str]) -> tuple[Path, float, list[float]]:
         )
     command = [sys.executable, "-m", "zerokara.generative.dcgan", "--name", name, *words]
     evaluated: list[float] = []
+
+    def number_of_new() -> int:
+        return len(read_metric(folder, "eval/confident")) - len(evaluated)
+
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=sys.stderr) as process:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
-            new = len(read_metric(folder, "eval/confident")) - len(evaluated)
-            evaluated += [time.perf_counter() - began] * new
+            evaluated += [time.perf_counter() - began] * number_of_new()
     seconds = time.perf_counter() - began
+    evaluated += [seconds] * number_of_new()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return folder, seconds, evaluated
@@ -234,11 +247,12 @@ class Recipe:
             whole_command: measure the time from the start of the command to its end, not that of the run's clock.
 
         Raises:
-            UserError: wrong options.
+            UserError: wrong options, or --data is a path.
         """
         size = ["--image-size", str(arguments.image_size)] if arguments.image_size else []
         self.words = ["--data", arguments.data, *size, *RECIPES[name], *extra_args]
         self.config = parse(Config, PRESETS, self.words, __doc__ or "")
+        refuse_own_files(self.config)
         key = hashlib.sha256(" ".join([*self.words, *schedule(SPEED_UPDATES)]).encode()).hexdigest()[:6]
         measured = "command" if whole_command else "clock"
         self.prefix = f"{measured}-{Path(arguments.data).stem}-{name}-{arguments.minutes:g}-{key}"
@@ -307,8 +321,6 @@ def compare_with_tutorial(arguments: argparse.Namespace, extra_args: Sequence[st
     recipe = Recipe(arguments.recipe, arguments, extra_args)
     data = Data.load(recipe.config)
     make_tutorial(data.train.shape, seed=0)  # images that it does not support are refused before an hour of training
-    if recipe.config.threads:
-        torch.set_num_threads(recipe.config.threads)
     score = Score(load_split(recipe.config, "test")[0], arguments.images)
     results = []
     for seed in arguments.seeds:
@@ -319,7 +331,6 @@ def compare_with_tutorial(arguments: argparse.Namespace, extra_args: Sequence[st
         "protocol": score.protocol,
         "words": recipe.words,
         "evaluations": EVALUATIONS,
-        "threads": torch.get_num_threads(),
         "batches": {"ours": recipe.config.batch_size, "tutorial": BATCH},
         "training_images": len(data.train),
         "floor": score.floor(data.train),
@@ -338,6 +349,8 @@ def compare_seed(recipe: Recipe, seed: int, score: Score) -> dict[str, Any]:
     if path.exists():
         return read_json(path, seed=int)
     folder, found = recipe.train(seed)
+    found["threads"] = read_config(folder)["extra"]["compute"]["threads"]
+    torch.set_num_threads(found["threads"])
     data = Data.load(replace(recipe.config, seed=seed))  # frames of an environment are those of the seed
     theirs = train_tutorial(f"{recipe.prefix}-tutorial-{seed}", data, float("inf"), seed, found["seconds"])
     found |= {"tutorial_updates": theirs.updates, "tutorial_seconds": theirs.seconds}

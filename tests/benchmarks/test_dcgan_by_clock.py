@@ -191,13 +191,18 @@ def test_images_that_the_tutorial_does_not_support_are_refused_before_training(m
             clock.main(["tutorial", "--data", "glyphs", "--image-size", size, "--seeds", "1"])
 
 
-def test_the_tutorial_gets_the_images_of_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames of an environment differ between seeds."""
+def test_the_tutorial_gets_the_images_and_the_threads_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of an environment differ between seeds, and threads may be chosen by the run."""
     monkeypatch.chdir(tmp_path)
     arguments = SimpleNamespace(data="frames:zerokara/Catch-v0", image_size=32, minutes=1.0)
     recipe = clock.Recipe("fast", arguments, ())  # type: ignore[arg-type]
     monkeypatch.setattr(recipe, "train", lambda seed: (Path("runs"), {"seed": seed, "seconds": 9.0}))
     monkeypatch.setattr(Data, "load", lambda config: f"frames of seed {config.seed}")
+    monkeypatch.setattr(clock, "read_config", lambda folder: {"extra": {"compute": {"threads": 3}}})
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     given: list[Any] = []
 
     def train_tutorial(name: str, *words: Any) -> tutorial.Tutorial:
@@ -208,13 +213,15 @@ def test_the_tutorial_gets_the_images_of_the_seed(tmp_path: Path, monkeypatch: p
     with pytest.raises(InterruptedError):
         clock.compare_seed(recipe, 2, SimpleNamespace(number=25))  # type: ignore[arg-type]
     assert given == ["frames of seed 2", float("inf"), 2, 9.0]
+    assert threads == [3], "those of the run"
 
 
 class Training:
-    """A process of generative.dcgan that saves two evaluations, the second and the third time that it is looked at."""
+    """A process of generative.dcgan that saves two evaluations, at these polls (1: the first)."""
 
     commands: list[list[str]]
     end = 0
+    evaluations: tuple[int, ...] = (2, 3)
 
     def __init__(self, command: list[str], stdout: Any) -> None:
         self.commands.append(command)
@@ -229,7 +236,7 @@ class Training:
 
     def poll(self) -> int | None:
         self.polls += 1
-        if self.polls in (2, 3):
+        if self.polls in self.evaluations:
             write_metrics(self.folder, [{"eval/confident": self.polls / 4 + 0.1, "eval/fcd": 8.0 / self.polls}])
         return self.end if self.polls == 4 else None
 
@@ -274,6 +281,24 @@ def test_mnist_is_timed_from_the_start_of_the_command(
     assert (by_class.seed, by_class.conditional, by_class.updates, by_class.eval_every_updates) == (7, True, 30, 5)
     assert call()["seeds"] == [found]
     assert len(training.commands) == 2, "finished measurements are not repeated"
+
+
+def test_an_evaluation_just_before_the_end_counts(training: type[Training], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "evaluations", (2, 4))
+    folder, seconds, evaluated = clock.watch("a", [])
+    assert evaluated == [2, seconds] == [2, 4]
+    assert len(clock.read_metric(folder, "eval/confident")) == 2
+
+
+def test_pictures_of_ones_own_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their runs have settings that the tutorial, and the images of the comparison, would not have."""
+    use_random_weights(monkeypatch)
+    message = r"is a path, and .*: give one of glyphs, mnist, .*frames:<environment id>, or the name of a folder"
+    for command in ("recipes", "tutorial"):
+        with pytest.raises(UserError, match=message):
+            clock.main([command, "--data", str(tmp_path)])
+    with pytest.raises(UserError, match=message):
+        tutorial.main(["quality", "--data", str(tmp_path)])
 
 
 def test_a_command_that_fails_or_was_interrupted_has_no_time(
