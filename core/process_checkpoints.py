@@ -109,8 +109,6 @@ def find(folder: Path, kind: str) -> Saved | None:
     if not headers:
         paths = {rank: path for path, rank in ranks.items() if path == current_path(folder, rank)}
         return Saved(paths, max(paths) + 1) if paths else None
-    if 0 not in ranks.values() and not any(header["step"] for header in headers.values()):
-        return None  # killed while it saved for the first time
     # Checkpoints of one process, and those of older releases, do not record the number of processes.
     unrecorded = 1 + max((ranks[path] for path, header in headers.items() if not header["processes"]), default=0)
     saves = dict[tuple[int, int, int, int], dict[int, Path]]()
@@ -118,6 +116,8 @@ def find(folder: Path, kind: str) -> Saved | None:
         key = (header["save"], header["step"], header["processes"] or unrecorded, header["generation"])
         saves.setdefault(key, {})[ranks[path]] = path
     complete = [key for key, paths in saves.items() if len(paths) == key[2]]
+    if not complete and not damaged and not any(header["step"] for header in headers.values()):
+        return None  # killed while it saved for the first time, before the first step
     newest = max(complete or [key for key, paths in saves.items() if 0 in paths] or saves)
     return Saved(
         paths=saves[newest],

@@ -298,6 +298,8 @@ def _run_updates(
         world,
         device,
     )
+    if world.size > 1 and training.updates == 0:  # the checkpoint of all processes if the next save is interrupted
+        training.save(run)
     # All processes vote, so that they leave the loop together. A run that stopped early also stops when it is resumed.
     stop_early = world.any(training.should_stop_early, device)
     votes = Votes(world, device)

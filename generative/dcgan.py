@@ -277,6 +277,8 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
             world,
             compute.torch_device,
         )
+        if world.size > 1 and learner.updates == 0:  # the checkpoint of all processes if the next save is interrupted
+            session.save()
         votes = Votes(world, compute.torch_device)
         while learner.updates < config.updates and not stopping:
             pixels_BCHW, label_B = session.next_batch()

@@ -197,6 +197,16 @@ def test_a_run_killed_in_its_very_first_save_begins_again(tmp_path: Path) -> Non
     assert job.restore() == ([], None)
 
 
+@pytest.mark.parametrize("saving", [0, 1])
+def test_a_first_save_before_the_first_step_that_is_not_complete_is_no_checkpoint(tmp_path: Path, saving: int) -> None:
+    job = Job(tmp_path, 2, resume=False)
+    job.save(0, saving)
+    assert Job(tmp_path, 2).restore() == ([], None)
+    job.save(0, 1 - saving)
+    job.save(10, saving)
+    assert Job(tmp_path, 2).restore()[0] == [(0, 0), (1, 0)], "all have this one"
+
+
 def test_damage_of_all_checkpoints_is_reported(tmp_path: Path) -> None:
     for rank in range(2):
         (tmp_path / f"checkpoint-{rank}.pt").write_bytes(b"damaged")
