@@ -15,12 +15,16 @@ The weights of a chunk are as old as the updates since its order. In a chunk tha
 the frames are stored, which later stacks need: no transition starts there.
 
 Each environment of each actor has a ring buffer of its own, those of one actor side by side. An actor that ends is
-replaced by a new one with other seeds, which continues its ring buffers with new episodes.
+replaced by a new one with other seeds, which continues its ring buffers with new episodes. So is an actor that hangs:
+it has an order, and does not send its chunk in `actor_timeout` seconds. Actors without orders wait for the learner, and
+on a cluster an actor may wait for a place until its first chunk arrives, so these do not count.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -44,6 +48,7 @@ MAX_ORDERS = 2  # of an actor: it works on one while the chunk of the other is o
 WEIGHTS_PER_BOUND = 100  # new weights are given when the last ones are older than this part of max_staleness
 MAX_FAILURES = 3  # of an actor, without a chunk in between
 SILENCE = 60.0  # seconds without a chunk after which a warning is printed
+LONGEST_ITERATION = 60.0  # seconds; a longer pause of the learner, which evaluates or was stopped, counts as this
 
 
 class Actors(Protocol):
@@ -55,7 +60,7 @@ class Actors(Protocol):
     def receive(self, timeout: float) -> tuple[int, Chunk | Lost] | None:
         """Return an actor and its oldest chunk; None if none has arrived in this time (seconds).
 
-        All orders of a lost actor are forgotten.
+        Of the chunks that have arrived, it is the one that was ordered first.
 
         Raises:
             UserError: raised in an actor.
@@ -65,7 +70,7 @@ class Actors(Protocol):
         """Give these weights to the orders from now on."""
 
     def replace(self, actor: int, seed: int) -> None:
-        """Start another actor in place of one that has ended."""
+        """End an actor if it has not ended, forget its orders, and start another one in its place."""
 
     def describe(self) -> str:
         """Describe where the actors run, and what they wait for."""
@@ -92,10 +97,14 @@ class ActorFeed:
         self._round = config.total_envs * config.actor_steps  # steps of a chunk of every actor
         # Besides the orders, a round of chunks may be stored that the learner has not learned from yet.
         self._max_orders = MAX_ORDERS if (MAX_ORDERS + 2) * self._round * maximum <= config.max_staleness else 1
-        self._orders = [0] * config.actors
+        self._orders: list[deque[int]] = [deque() for _ in range(config.actors)]  # numbers of the orders of an actor
+        self._last_order = 0  # its number
         self._failures = [0] * config.actors
         self._version = -1  # updates of the published weights
-        self._silent_since = time.monotonic()
+        self._silent_since = self._iterated_at = time.monotonic()
+        self._clock = 0.0  # seconds of the iterations, each at most `LONGEST_ITERATION`
+        self._busy_since = [0.0] * config.actors  # clock at the beginning of the oldest order
+        self._placed = set[int]()  # actors that have sent a chunk
         self.replaced = self.stale_steps = 0  # since the start of the run
         self._staleness: list[int] = []  # of the chunks since the last `metrics`
         self._active: set[int] = set()  # actors that sent them
@@ -115,12 +124,16 @@ class ActorFeed:
             self._give_orders(actors)
         with training.timed("blocked" if is_blocked else "store"):
             arrived = actors.receive(MAX_WAIT if is_blocked else 0.0)
+        now = time.monotonic()
+        self._clock += min(now - self._iterated_at, LONGEST_ITERATION)
+        self._iterated_at = now
+        self._replace_hanging(actors, math.inf if arrived is None else self._orders[arrived[0]][0])
         if arrived is not None:
-            self._silent_since = time.monotonic()
+            self._silent_since = now
             with training.timed("store"):
                 self._take(actors, *arrived)
-        elif is_blocked and time.monotonic() - self._silent_since > SILENCE:
-            self._silent_since = time.monotonic()
+        elif is_blocked and now - self._silent_since > SILENCE:
+            self._silent_since = now
             training.run.warn(f"no actor has sent steps for {SILENCE:.0f} s: {actors.describe()}")
         limit = UPDATES_AT_ONCE
         if training.step >= config.total_steps:  # no iteration follows
@@ -151,34 +164,67 @@ class ActorFeed:
         """Give every actor its orders for chunks, with weights that are not older than a part of `max_staleness`."""
         training, config = self.training, self.config
         for actor in range(config.actors):
-            while self._orders[actor] < self._max_orders:
+            while len(self._orders[actor]) < self._max_orders:
                 age = training.updates - self._version
                 if self._version < 0 or age * WEIGHTS_PER_BOUND > config.max_staleness:
                     actors.publish(pack_weights(training.learner.network, training.compute))
                     self._version = training.updates
                 actors.order(actor, self._version, *schedules.n_step_and_gamma(config, training.updates))
-                self._orders[actor] += 1
+                if not self._orders[actor]:
+                    self._busy_since[actor] = self._clock
+                self._last_order += 1
+                self._orders[actor].append(self._last_order)
 
     def _take(self, actors: Actors, actor: int, arrived: Chunk | Lost) -> None:
         """Store a chunk, or replace an actor that has ended."""
-        training, config = self.training, self.config
-        rows = np.arange(config.num_envs) + actor * config.num_envs
-        if isinstance(arrived, Chunk):
-            self._orders[actor] -= 1
-            self._failures[actor] = 0
-            self._active.add(actor)
-            self._store_chunk(arrived, rows)
+        if isinstance(arrived, Lost):
+            self._replace(actors, actor, "has ended", arrived.reason)
             return
+        self._orders[actor].popleft()
+        self._busy_since[actor] = self._clock
+        self._failures[actor] = 0
+        self._active.add(actor)
+        self._placed.add(actor)
+        self._store_chunk(arrived, self._rows(actor))
+
+    def _rows(self, actor: int) -> np.ndarray:
+        """Ring buffers of an actor."""
+        return np.arange(self.config.num_envs) + actor * self.config.num_envs
+
+    def _replace_hanging(self, actors: Actors, arrived: float) -> None:
+        """Replace the actors that hang.
+
+        Args:
+            actors: actors.
+            arrived: number of the order whose chunk has arrived. Chunks of older orders have not; it is not known of
+                later ones. Infinity: no chunk has arrived.
+        """
+        config = self.config
+        for actor, orders in enumerate(self._orders):
+            is_late = config.actor_timeout > 0 and self._clock - self._busy_since[actor] > config.actor_timeout
+            may_wait_for_a_place = config.ray_address and actor not in self._placed
+            if is_late and orders and orders[0] < arrived and not may_wait_for_a_place:
+                reason = f"it sent nothing for {config.actor_timeout:g} s, --actor-timeout"
+                self._replace(actors, actor, "hangs", reason)
+
+    def _replace(self, actors: Actors, actor: int, what: str, reason: str) -> None:
+        """Replace an actor that has ended or hangs.
+
+        Raises:
+            UserError: it has happened several times without a chunk in between.
+        """
+        training = self.training
         self._failures[actor] += 1
         if self._failures[actor] >= MAX_FAILURES:
             raise UserError(
-                f"Actor {actor} ended {MAX_FAILURES} times without sending steps ({arrived.reason}): see the logs of "
-                f"Ray, and type the same command with --resume."
+                f"Actor {actor} failed {MAX_FAILURES} times without sending steps ({reason}): see the logs of Ray, "
+                f"and type the same command with --resume."
             )
         self.replaced += 1
-        training.run.warn(f"actor {actor} has ended and is replaced, number {self.replaced} ({arrived.reason})")
-        training.end_episodes(rows)
-        self._orders[actor] = 0
+        training.run.warn(f"actor {actor} {what} and is replaced, number {self.replaced} ({reason})")
+        training.end_episodes(self._rows(actor))
+        self._orders[actor].clear()
+        self._placed.discard(actor)
         actors.replace(actor, self._seed(actor))
 
     def _store_chunk(self, chunk: Chunk, rows: np.ndarray) -> None:

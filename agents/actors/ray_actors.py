@@ -158,13 +158,13 @@ class RayActors:
                 raise error.cause from error
             raise
         except ray.exceptions.RayError as error:
-            self._orders[actor].clear()
             lines = str(error).strip().splitlines() or [type(error).__name__]
             # If it has ended in its constructor, the last line is the exception.
             return actor, Lost(lines[-1 if getattr(error, "actor_init_failed", False) else 0].strip())
 
     def replace(self, actor: int, seed: int) -> None:
         """See `feed.Actors`."""
+        self._orders[actor].clear()
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(self._handles[actor])
         self._handles[actor] = self._class.remote(actor, *self._arguments, seed)

@@ -207,6 +207,9 @@ class Config(Settings):
     """Range of these epsilons: the smallest is --actor-epsilon ^ (1 + this)."""
     actor_cpus: Positive = 1.0
     """CPUs that Ray reserves for an actor."""
+    actor_timeout: Annotated[float, Range(0)] = 600.0
+    """Seconds for a chunk of steps, at the beginning also for the actor's start, after which an actor counts as hanging
+    and is replaced; 0: never."""
     max_replay_ratio: Annotated[float | None, Range(0, low_open=True)] = None
     """Maximum number of updates per agent step, at which the learner waits; None: --gradient-steps divided by
     --train-every-steps."""

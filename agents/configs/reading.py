@@ -27,6 +27,7 @@ CHANGEABLE = {
     "env_errors",
     "env_workers",
     "actor_cpus",
+    "actor_timeout",
     "ray_address",
 }
 

@@ -97,7 +97,6 @@ class LocalActors:
             return None
         order, weights = self.waiting.popleft()
         if order.actor in self.dying:
-            self.waiting = deque(waiting for waiting in self.waiting if waiting[0].actor != order.actor)
             return order.actor, Lost("killed by the test")
         chunk = self.actors[order.actor].collect(weights, order.version, order.n_step, order.gamma)
         self.chunks.append((order.actor, chunk))
@@ -105,6 +104,7 @@ class LocalActors:
 
     def replace(self, actor: int, seed: int) -> None:
         self.dying.discard(actor)
+        self.waiting = deque(waiting for waiting in self.waiting if waiting[0].actor != actor)
         self.seeds[actor].append(seed)
         self.envs[actor].append(ActorEnv(actor, self.config.num_envs, first_episode=20 * len(self.envs[actor])))
         self.actors[actor] = Actor(actor, *self._arguments, seed, self.envs[actor][-1])

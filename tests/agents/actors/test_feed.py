@@ -296,7 +296,7 @@ def test_an_actor_that_cannot_start_ends_the_run_with_a_sentence(tmp_path: Path)
     fed.iterate(1)
     fed.actors.replace = lambda actor, seed: None  # type: ignore[method-assign]
     fed.actors.dying.add(0)
-    with pytest.raises(UserError, match=r"Actor 0 ended 3 times without sending steps \(killed by the test\)"):
+    with pytest.raises(UserError, match=r"Actor 0 failed 3 times without sending steps \(killed by the test\)"):
         fed.iterate(50)
 
 

@@ -117,6 +117,23 @@ def test_a_killed_actor_is_replaced(ray: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_stopped_actor_is_replaced(ray: Any, tmp_path: Path) -> None:
+    with started(tmp_path, *RUN, "--total-steps", "1000000", "--actor-timeout", "45") as process:
+        wait(lambda: any(row.get("actors/active") == 2 for row in rows(tmp_path)), process)
+        stopped = wait(lambda: len(found := actor_processes(process)) == 2 and found, process)[0]
+        stopped.send_signal(signal.SIGSTOP)
+        wait(lambda: any(row.get("actors/replaced") for row in rows(tmp_path)), process)
+        replaced_at = len(rows(tmp_path))
+        wait(lambda: any(row.get("actors/active") == 2 for row in rows(tmp_path)[replaced_at:]), process)
+        assert not stopped.is_running(), "Ray kills it"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 75, err
+    assert "hangs and is replaced, number 1 (it sent nothing for 45 s, --actor-timeout)" in err + out
+    assert "number 2" not in err + out
+
+
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_resumes(ray: Any, tmp_path: Path) -> None:
     saved = tmp_path / "runs" / "catch" / "checkpoint-0.pt"
 
