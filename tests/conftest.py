@@ -7,7 +7,7 @@ import gc
 import importlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # Tests open no windows. Must be set before matplotlib or SDL is imported.
@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import programs
 from tests.fork_server import BLANK_FIGURES
 from zerokara.core.data import lmdb_check
 from zerokara.core.machine import usable_cores
@@ -55,6 +56,16 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_setup() -> None:
     """Reset global settings before the fixtures of a test, so that the order of the tests does not matter."""
     reset()
+    programs.STARTED.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the stderr of processes that a failed test has started."""
+    report = yield
+    if report.failed:
+        report.sections += programs.stderr_of_started()
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ import time
 import traceback
 import types
 from collections.abc import Mapping, Sequence
+from importlib import _bootstrap_external
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -196,6 +197,20 @@ def new_interpreter() -> None:
     sys.stdout, sys.stderr = (open(number, "w", 1, closefd=False) for number in (1, 2))  # noqa: SIM115
 
 
+def write_compiled(path: str, data: bytes, mode: int = 0o666) -> None:
+    """Write a compiled module whole or not at all; replaces importlib's function of Python 3.11.
+
+    That ignores how many bytes were written. A program that limits the size of its files (a test of full disks) would
+    truncate the modules that it imports after that, for all later programs.
+    """
+    part = Path(f"{path}.{os.getpid()}")
+    try:
+        part.write_bytes(data)  # raises OSError, which importlib ignores
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 class Popen(subprocess.Popen[Any]):
     """Replacement for subprocess.Popen, which forks `python -m <module of zerokara>`."""
 
@@ -212,6 +227,7 @@ class Popen(subprocess.Popen[Any]):
 if __name__ == "__main__":
     vars(subprocess)["Popen"] = Popen
     vars(os)["fsync"] = lambda descriptor: None  # as in tests/conftest.py
+    vars(_bootstrap_external)["_write_atomic"] = write_compiled
     for library in sys.argv[2:] or LIBRARIES:
         importlib.import_module(library)
     if not Path(importlib.util.cache_from_source(Path(__file__).parents[1] / "core" / "run.py")).exists():

@@ -25,13 +25,14 @@ from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 
 REPO = Path(__file__).parents[1]
+STARTED: list[Process] = []  # in the current test
 
 
 class Process:
     """Process that was forked from a server of tests/fork_server.py, with the interface of subprocess.Popen."""
 
-    def __init__(self, libraries: tuple[str, ...], pid: int, out: Path, err: Path) -> None:
-        self.libraries, self.pid, self.out, self.err = libraries, pid, out, err
+    def __init__(self, libraries: tuple[str, ...], arguments: Sequence[str], pid: int, out: Path, err: Path) -> None:
+        self.libraries, self.arguments, self.pid, self.out, self.err = libraries, arguments, pid, out, err
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -114,7 +115,17 @@ def fork(libraries: tuple[str, ...], folder: Path, arguments: Sequence[str], env
     err.touch()  # a process that is killed at once has not created it
     complete = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment}
     request: dict[str, Any] = {"folder": str(folder), "arguments": arguments, "environment": complete}
-    return Process(libraries, ask(*libraries, **request, out=str(out), err=str(err)), out, err)
+    process = Process(libraries, arguments, ask(*libraries, **request, out=str(out), err=str(err)), out, err)
+    STARTED.append(process)
+    return process
+
+
+def stderr_of_started() -> list[tuple[str, str]]:
+    """Return a title and the end of stderr of each process that the current test has started; failures show them."""
+    return [
+        (f"stderr of {' '.join(each.arguments)!r:.80}, exit status {each.returncode}", each.err.read_text()[-4000:])
+        for each in STARTED
+    ]
 
 
 def start_processes(folder: Path, number: int, *arguments: str, **environment: str) -> list[Process]:
