@@ -145,7 +145,15 @@ def note(line: str) -> None:
     """Print a line on stderr, separate from the program's output. The same line is printed only once."""
     if line not in _printed:
         _printed.add(line)
-        print(f"note: {line}", file=sys.stderr)
+        print_on_stderr(f"note: {line}")
+
+
+def print_on_stderr(line: str) -> None:
+    """Print a line on stderr in one write, so that lines of several processes of a run do not mix.
+
+    `print` writes the end of the line by itself where Python's output is unbuffered.
+    """
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 # ---- fields and their types
@@ -383,5 +391,5 @@ def error_summary(error: Exception) -> str:
 
 
 def _leave(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    print_on_stderr(message)
     sys.exit(code)

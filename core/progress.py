@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from zerokara.core.config import print_on_stderr
 
 DRAW_SECONDS = 0.1  # minimum interval between updates of a terminal
 LINE_SECONDS = 10.0  # minimum interval between lines on a pipe
@@ -89,7 +90,7 @@ class Progress:
         if self._live is not None:
             self._print(f"warning: {text}")
         else:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            print_on_stderr(f"warning: {text}")
 
     def close(self, text: str = "") -> None:
         """Stop updating the bar, restore the cursor, and print the last line, also if silent."""

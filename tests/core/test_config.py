@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import subprocess
@@ -15,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 import pytest
 
+from zerokara.core import config
 from zerokara.core.config import (
     MAX_MESSAGE,
     Range,
@@ -22,11 +24,13 @@ from zerokara.core.config import (
     abbreviate,
     format_count,
     from_dict,
+    note,
     run_main,
     to_dict,
     to_saved,
     validate,
 )
+from zerokara.core.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +178,20 @@ def test_message_and_exit_code(error: BaseException, code: int, line: str, capsy
     assert out == ""
     assert err.startswith(line)
     assert err.count("\n") == 1
+
+
+def test_lines_on_stderr_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a run share stderr: two that wrote a line and its end separately would mix them."""
+    writes: list[str] = []
+    stream = io.StringIO()
+    stream.write = writes.append  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(config, "_printed", set())
+    note("first")
+    Progress(silent=True).warn("second")
+    with pytest.raises(SystemExit):
+        run_main(main_raising(UserError("third")))
+    assert [text for text in writes if text] == ["note: first\n", "warning: second\n", "error: third\n"]
 
 
 def test_other_exceptions_are_not_caught() -> None:
