@@ -89,6 +89,21 @@ def configure(
     return replace(requested, **options_on_resume(requested, given, content["extra"].get("compute")))
 
 
+def refuse_two_lengths(config: Any, given: Collection[str], field: str) -> None:
+    """Refuse --minutes together with the option that sets the length of a run.
+
+    Args:
+        config: has the field minutes.
+        given: names of the fields that the command line sets.
+        field: "epochs" or "updates".
+
+    Raises:
+        UserError: both are given.
+    """
+    if config.minutes and field in given:
+        raise UserError(f"--minutes chooses the number of {field}: leave out --minutes or {flag(field)}.")
+
+
 def refuse_whitening(config: ConfigT, given: Collection[str]) -> ConfigT:
     """Refuse airbench without pretrained weights, as `adjust` of a program that does not whiten its first layer.
 

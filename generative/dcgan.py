@@ -21,7 +21,9 @@ logits, float32; higher means more real.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from zerokara.core.command_line import check_command_line
@@ -41,6 +43,7 @@ from zerokara.core.distributed import Votes, World
 from zerokara.core.progress import loading
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.run_classes import keep_classes
+from zerokara.core.time_limit import SecondsOf, length_in_time_limit
 from zerokara.core.training_loop import repeat_interrupted
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.collapse_monitor import accuracies
@@ -49,6 +52,7 @@ from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import DISCRIMINATOR_METRICS, Learner, check_discriminator
 from zerokara.generative.gan.sampler import weights_file
 from zerokara.generative.gan.session import Session
+from zerokara.generative.gan.time_limit import measure_updates
 from zerokara.generative.scoring.evaluation import closing_message, evaluate, print_protocol
 from zerokara.generative.scoring.evaluator import Evaluator
 
@@ -312,8 +316,19 @@ def probe_step(config: Config, data: Data, compute: Compute, batch_size: int) ->
     return lambda: update(learner, pixels, labels)
 
 
+def measure(config: Config, run: Run, data: Data, compute: Compute, world: World) -> SecondsOf:
+    """Measure how long updates and evaluations take, to choose the number of updates of a run that is limited in time.
+
+    The state of the global random number generator is not changed.
+    """
+    with torch.random.fork_rng():
+        learner = make_learner(config, data.train.shape, len(data.train.classes), compute, world)
+        return measure_updates(learner, update, data, Evaluator(config, data, run), run)
+
+
 def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: read the data, train, print the closing message."""
+    began = time.perf_counter()
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     check_sync_batch_norm(config, world)
@@ -325,7 +340,11 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
         if config.conditional:
             keep_classes(run, data.train, resume=config.resume, model_file=weights_file("last"), key="class_names")
         timed = TrainStep(partial(probe_step, config, data), config.batch_size // world.size, config.accumulation_steps)
-        compute = run.compute(lambda: choose_compute(config, world, timed, config.updates), config.updates)
+        total = 1 if config.minutes else config.updates
+        compute = run.compute(lambda: choose_compute(config, world, timed, config.updates), total)
+        if config.minutes:
+            measured = partial(measure, config, run, data, compute, world)
+            config = replace(config, updates=length_in_time_limit(run, "update", config.minutes, began, measured))
         run.close(train(config, run, data, compute, world))
 
 

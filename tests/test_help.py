@@ -290,7 +290,6 @@ CONDITIONS: Sequence[tuple[str, str, str, str]] = [
     ("dcgan", "--penalty-every-updates 4", "--r1, --r2 or --gradient-penalty above 0", "--r1 1"),
     ("dcgan", "--penalty-every-updates 4", "--r1, --r2 or --gradient-penalty above 0", "--r2 1"),
     ("dcgan", "--penalty-every-updates 4", "--r1, --r2 or --gradient-penalty above 0", "--gradient-penalty 1"),
-    ("classify", "--epochs 5 --minutes 10", "--minutes 0", "--minutes 0"),
     ("classify", "--momentum 0.5", "--optimizer sgd, muon or muon_sgd", "--optimizer sgd"),
     ("classify", "--momentum 0.5 --optimizer adam", "--optimizer sgd, muon or muon_sgd", "--optimizer muon"),
     ("classify", "--dropout 0.5 --backbone dcgan", "--head pooled", "--head pooled"),

@@ -15,6 +15,7 @@ Shapes: N images, B batch, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -42,9 +43,10 @@ from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.report import read_result
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.run_classes import keep_classes
+from zerokara.core.time_limit import length_in_time_limit
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
-from zerokara.vision.classification.clock import epochs_in_time_limit, with_epochs
+from zerokara.vision.classification.clock import measure_epochs, with_epochs
 from zerokara.vision.classification.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
@@ -147,6 +149,7 @@ def finish(training: Training, run: Run) -> str:
 
 def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: data, run folder, hardware, training, closing message."""
+    began = time.perf_counter()
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     check_sync_batch_norm(config, world)
@@ -166,10 +169,8 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
         keep_classes(run, images.train, resume=config.resume, model_file=MODEL_FILE)
         compute = run.compute(lambda: choose_compute(config, world, timed, updates), 1)
         if config.minutes:
-            if "epochs" not in run.extra:
-                run.save_extra(epochs=epochs_in_time_limit(config, images, compute, world) if world.is_main else 0)
-            config = with_epochs(config, run.extra["epochs"])
-            run.print(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
+            measure = partial(measure_epochs, config, images, compute, world)
+            config = with_epochs(config, length_in_time_limit(run, "epoch", config.minutes, began, measure))
         run.close(train(config, run, images, compute, world))
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.choices import Background, Switch
+from zerokara.core.command_line import given_fields
 from zerokara.core.config import NamesOrPath, Range, UserError, is_import_path
-from zerokara.core.run_config import configure, refuse_whitening
+from zerokara.core.run_config import configure, refuse_two_lengths, refuse_whitening
 from zerokara.core.run_options import BatchNormOptions
 from zerokara.generative.gan import names
 
@@ -92,6 +93,9 @@ class Config(BatchNormOptions):
     """Class-conditional GAN: generator and discriminator receive the label."""
     updates: Count = 6_000
     """Number of updates to train for."""
+    minutes: NotNegative = 0.0
+    """Length of the run in minutes, instead of --updates (0: use --updates). A measurement at the start determines how
+    many updates fit, with their evaluations. A resumed run keeps that number, unless it is given --updates."""
     rollback: bool = False
     """With --resume: resume from the best checkpoint instead of the last. The random numbers differ from there on."""
 
@@ -255,7 +259,8 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
 
     Raises:
         UserError: as in `core.run_config.configure`; an unknown backbone or a loss of one's own that cannot be loaded;
-            --rollback without --resume; adaptive augmentation whose probability stays 0; too few --eval-images.
+            --minutes with --updates; --rollback without --resume; adaptive augmentation whose probability stays 0; too
+            few --eval-images.
     """
     config = configure(
         Config,
@@ -267,6 +272,8 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
         changeable=CHANGEABLE,
         adjust=_adjust,
     )
+    if config.resume and config.minutes and "updates" in given_fields(Config, argv, config):
+        config = replace(config, minutes=0.0)  # this number replaces the one that was measured
     if config.rollback and not config.resume:
         raise UserError("--rollback needs an existing run: add --resume and its --name.")
     if config.ada and not (config.ada_target or config.ada_probability):
@@ -294,8 +301,9 @@ def _adjust(config: Config, given: Collection[str]) -> Config:
     """Keep an augmentation that the command line gives, also none (--diffaugment without words); else as `configure`.
 
     Raises:
-        UserError: as `refuse_whitening`.
+        UserError: as `refuse_two_lengths` and `refuse_whitening`.
     """
+    refuse_two_lengths(config, given, "updates")
     if {"diffaugment", "ada"} & set(given):
         config = replace(config, augment_few_images=False)
     return refuse_whitening(config, given)

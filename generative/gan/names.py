@@ -179,6 +179,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "optimization": (
         "updates",
+        "minutes",
         "batch_size",
         "accumulation_steps",
         "generator_learning_rate",

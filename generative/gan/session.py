@@ -182,7 +182,8 @@ class Session:
         self.run.progress(self.update, self.config.updates, fields)
         self.intervals += 1
         if self.intervals == ESTIMATE_INTERVAL and self.update < self.config.updates:
-            self.run.print(format_estimate(self.interval.per_second(self.update), self.config.updates - self.update))
+            rate, remaining = self.interval.per_second(self.update), self.config.updates - self.update
+            self.run.print(format_estimate(rate, remaining, is_limited=self.config.minutes > 0))
         self.start_interval()
 
     def sampler(self) -> Sampler:
@@ -242,12 +243,15 @@ class Session:
         return checkpoint.DRAWN_ANEW
 
 
-def format_estimate(updates_per_s: float, updates: int) -> str:
-    """Describe how long this number of updates takes, and how many of them take ESTIMATE_MINUTES."""
+def format_estimate(updates_per_s: float, updates: int, *, is_limited: bool) -> str:
+    """Describe how long updates take; if --minutes does not limit the run, also how many take ESTIMATE_MINUTES."""
+    duration = format_duration(updates / updates_per_s)
+    estimate = f"{updates:,} updates remain, which take about {duration} without evaluations"
+    if is_limited:
+        return f"{estimate}."
     return (
-        f"{updates:,} updates remain, which take about {format_duration(updates / updates_per_s)} without evaluations; "
-        f"{updates_per_s * 60 * ESTIMATE_MINUTES:,.0f} take {ESTIMATE_MINUTES} minutes. --updates sets the number of "
-        f"all updates, also of a run that is resumed."
+        f"{estimate}; {updates_per_s * 60 * ESTIMATE_MINUTES:,.0f} take {ESTIMATE_MINUTES} minutes. --updates sets the "
+        f"number of all updates, also of a run that is resumed."
     )
 
 

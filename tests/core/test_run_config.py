@@ -15,6 +15,7 @@ from zerokara.core.run_config import configure, default_name
 from zerokara.core.training_program import open_run
 from zerokara.generative.gan import config as gan
 from zerokara.vision.captioning import config as captioning
+from zerokara.vision.classification import config as classification
 from zerokara.vision.classification.config import PRESETS, Config, read_config
 from zerokara.vision.detection import config as detection
 from zerokara.vision.segmentation import config as segmentation
@@ -53,6 +54,18 @@ def test_airbench_needs_weights_where_its_first_layer_is_not_whitened(program: A
     given = ["--backbone", "airbench", "--pretrained-backbone", "runs/a"]
     assert program.read_config(given).backbone == "airbench"
     assert program.read_config(["--backbone", "resnet20"]).backbone == "resnet20"
+
+
+@pytest.mark.parametrize(("program", "unit"), [(classification, "epochs"), (gan, "updates")])
+def test_a_run_has_one_length(program: Any, unit: str) -> None:
+    default = str(getattr(program.read_config([]), unit))
+    for number in ("5", default):
+        with pytest.raises(
+            UserError, match=f"^--minutes chooses the number of {unit}: leave out --minutes or --{unit}"
+        ):
+            program.read_config(["--minutes", "15", f"--{unit}", number])
+    assert program.read_config(["--minutes", "15"]).minutes == 15
+    assert getattr(program.read_config(["--minutes", "0", f"--{unit}", "5"]), unit) == 5
 
 
 def test_a_renamed_folder_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

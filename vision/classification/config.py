@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from zerokara.core.choices import Background, Stem, Switch
 from zerokara.core.config import Range
-from zerokara.core.run_config import configure
+from zerokara.core.run_config import configure, refuse_two_lengths
 from zerokara.core.run_options import BatchNormOptions, NormalizationOptions
 from zerokara.vision.classification import names
 
@@ -296,7 +296,11 @@ def adapt_to_data(config: Config, given: Collection[str]) -> Config:
     Args:
         config: of a new run.
         given: fields that keep their values. With one of `OTHER_METHOD` among them, preset "fast" has its own values.
+
+    Raises:
+        UserError: --minutes and --epochs are both given.
     """
+    refuse_two_lengths(config, given, "epochs")
     airbench = PRESETS["airbench"]
     if config.preset == "fast" and config.data in SMALL_PHOTOGRAPHS and not set(OTHER_METHOD).intersection(given):
         values = {**{name: getattr(Config, name) for name in PRESETS["fast"]}, **airbench}

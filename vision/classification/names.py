@@ -212,7 +212,6 @@ WITHOUT_HIDDEN_LAYER = ("dcgan", "r3")  # backbones whose own head is one linear
 _BESIDE_MUON: Requirement = (lambda config: config.optimizer == "muon_sgd", "--optimizer muon_sgd")
 
 REQUIRES: Mapping[str, Requirement] = {
-    "epochs": (lambda config: config.minutes == 0, "--minutes 0"),
     "momentum": (lambda config: config.optimizer in ("sgd", "muon", "muon_sgd"), "--optimizer sgd, muon or muon_sgd"),
     "output_learning_rate": _BESIDE_MUON,
     "bias_learning_rate": _BESIDE_MUON,

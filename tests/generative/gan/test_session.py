@@ -328,6 +328,8 @@ def test_the_duration_is_estimated_once_after_the_second_interval(runs: Runs, mo
     (line,) = runs.printed
     assert line.startswith("5,600 updates remain, which take about 23:20 without evaluations; 3,600 take 15 minutes.")
     assert lines(runs.session(resume=True), 5_000, 6_000) == [0, 0], "none remain"
+    assert lines(runs.session("--minutes", "15", resume=True), 200, 400) == [0, 1], "its number is not to be changed"
+    assert runs.printed == ["5,600 updates remain, which take about 23:20 without evaluations."]
     assert runs.warnings == []
 
 

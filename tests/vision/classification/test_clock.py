@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.data import glyphs
 from zerokara.core.distributed import World
 from zerokara.vision import classify
-from zerokara.vision.classification.clock import epochs_in_time_limit
+from zerokara.vision.classification.clock import measure_epochs
 from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training
 
@@ -42,7 +41,7 @@ def test_number_of_epochs_is_measured_only_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run with --minutes equals the run with that number of epochs, even if resumed on another machine."""
-    monkeypatch.setattr(classify, "epochs_in_time_limit", lambda config, *rest: round(config.minutes))
+    monkeypatch.setattr(classify, "measure_epochs", lambda *_: lambda epochs: 40.0 * epochs)
     update = Training.update
 
     def interrupted_update(self: Training, index_B: torch.Tensor) -> None:
@@ -54,9 +53,9 @@ def test_number_of_epochs_is_measured_only_once(
         patch.setattr(Training, "update", interrupted_update)
         with pytest.raises(KeyboardInterrupt):
             classify.main([*TINY, "--quiet", "--name", "clock", "--minutes", "2"])
-    monkeypatch.setattr(classify, "epochs_in_time_limit", lambda *args: 7)
+    monkeypatch.setattr(classify, "measure_epochs", lambda *_: lambda epochs: 10.0 * epochs)
     classify.main(["--name", "clock", "--resume"])
-    assert "2 epochs fit into 2 minutes" in capsys.readouterr().out
+    assert "--minutes 2: 2 epochs" in capsys.readouterr().out
     assert checkpoint.load(Path("runs/clock/checkpoint-0.pt"), "classify")["updates"] == 16
     classify.main([*TINY, "--quiet", "--name", "epochs", "--epochs", "2", "--warmup-epochs", "0.4"])
     assert metrics(Path("runs/clock")) == metrics(Path("runs/epochs"))
@@ -74,12 +73,12 @@ def test_few_long_updates_are_measured(seconds: float, updates: int, monkeypatch
 
     monkeypatch.setattr(Training, "update", update)
     config = parse(Config, PRESETS, [*TINY, "--minutes", "20"], "")
-    epochs = epochs_in_time_limit(config, Data.load(config), Compute(threads=1), World())
+    seconds_of = measure_epochs(config, Data.load(config), Compute(threads=1), World())
     assert done[0] == updates
-    assert epochs == int(0.95 * 20 * 60 / (8 * seconds * 1.001 + 1))
+    assert seconds_of(3) == pytest.approx(3 * (8 * seconds * 1.001 + 1))
 
 
-def test_epochs_follow_from_the_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_duration_follows_from_the_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch takes 19 s: 8 updates of 2 s, validation of 200 images at 0.01 s, and 1 s for the rest."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
@@ -97,6 +96,7 @@ def test_epochs_follow_from_the_measured_speed(monkeypatch: pytest.MonkeyPatch) 
     config = parse(Config, PRESETS, [*TINY, "--minutes", "10.5"], "")
     images = Data.load(config)
     state = torch.get_rng_state()
-    assert epochs_in_time_limit(config, images, Compute(threads=1), World()) == 31  # 31.5 with the margin
+    seconds_of = measure_epochs(config, images, Compute(threads=1), World())
     assert torch.equal(torch.get_rng_state(), state)
-    assert epochs_in_time_limit(dataclasses.replace(config, minutes=0.01), images, Compute(threads=1), World()) == 1
+    assert seconds_of(1) == pytest.approx(19)
+    assert seconds_of(31) == pytest.approx(31 * 19)
