@@ -300,10 +300,18 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
 def _adjust(config: Config, given: Collection[str]) -> Config:
     """Keep an augmentation that the command line gives, also none (--diffaugment without words); else as `configure`.
 
+    With --augment-few-images beside it nothing changes, so that the same command resumes the run.
+
     Raises:
-        UserError: as `refuse_two_lengths` and `refuse_whitening`.
+        UserError: as `refuse_two_lengths` and `refuse_whitening`; no augmentation and --augment-few-images are given.
     """
     refuse_two_lengths(config, given, "updates")
-    if {"diffaugment", "ada"} & set(given):
-        config = replace(config, augment_few_images=False)
+    if "augment_few_images" not in given:
+        if {"diffaugment", "ada"} & set(given):
+            config = replace(config, augment_few_images=False)
+    elif config.augment_few_images and "diffaugment" in given and not (config.diffaugment or config.ada):
+        raise UserError(
+            "--diffaugment without words asks for no augmentation, and --augment-few-images for one: leave out one of "
+            "them."
+        )
     return refuse_whitening(config, given)

@@ -309,6 +309,43 @@ def test_an_augmentation_that_was_given_is_kept(words: tuple[str, ...], tmp_path
     assert not any("is augmented" in message for message in data.messages)
 
 
+@pytest.mark.parametrize(
+    ("words", "diffaugment", "ada"),
+    [
+        (("--diffaugment", "cutout"), ("cutout",), ()),
+        (("--diffaugment", "cutout", "--augment-few-images"), ("cutout",), ()),
+        (("--diffaugment", "cutout", "--no-augment-few-images"), ("cutout",), ()),
+        (("--ada", "color", "--augment-few-images"), (), ("color",)),
+        (("--ada", "color", "--diffaugment", "--augment-few-images"), (), ("color",)),
+        (("--ada", "--augment-few-images"), FEW_AUGMENTATION, ()),
+        (("--augment-few-images",), FEW_AUGMENTATION, ()),
+        (("--diffaugment",), (), ()),
+    ],
+)
+def test_a_run_is_resumed_by_the_same_command_with_its_augmentation(
+    words: tuple[str, ...],
+    diffaugment: tuple[str, ...],
+    ada: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noise").mkdir()
+    write_noise(tmp_path / "noise", (28, 28))
+    words = ("--data", "./noise", "--batch-size", "16", "--name", "a", *words)
+    settings, _ = Data.load_with_defaults(read_command_line(words))
+    assert (settings.diffaugment, settings.ada) == (diffaugment, ada)
+    with open_run(settings, KIND):
+        pass
+    for again in ([*words, "--resume"], ["--name", "a", "--resume"]):
+        assert read_command_line(again) == dataclasses.replace(settings, resume=True)
+
+
+def test_no_augmentation_and_one_of_few_images_are_refused_together() -> None:
+    with pytest.raises(UserError, match=r"^--diffaugment without words .*, and --augment-few-images for one: leave"):
+        read_command_line(["--diffaugment", "--augment-few-images"])
+
+
 @pytest.mark.parametrize("options", [{"ada": ("color",)}, {"diffaugment": ("cutout",)}])
 def test_an_augmentation_of_a_preset_or_from_python_is_kept(options: dict[str, Any], tmp_path: Path) -> None:
     asked = dataclasses.replace(config(write_noise(tmp_path, (28, 28))), **options)
