@@ -86,8 +86,8 @@ def parse(
     """
     words = _normalized(list(sys.argv[1:] if argv is None else argv))
     given, mistake = _split(config_class, words)
+    given = _with_new_values(config_class, given)
     preset = " ".join(dict(given).get("preset", ())) or str(getattr(saved or config_class, "preset", ""))
-    preset = class_mapping(config_class, "RENAMED_VALUES").get("preset", {}).get(preset, preset)
     start = {**presets.get(preset, {}), "preset": preset} if presets else {}
     given = _with_new_names(config_class, given, saved or config_class(**start))
     if presets and preset not in presets:
@@ -156,7 +156,7 @@ def given_fields(config_class: type[Any], argv: Sequence[str] | None, saved: Any
     """
     words = _normalized(list(sys.argv[1:] if argv is None else argv))
     given, _ = _split(config_class, words)
-    return frozenset(dict(_with_new_names(config_class, given, saved)))
+    return frozenset(dict(_with_new_names(config_class, _with_new_values(config_class, given), saved)))
 
 
 def parse_with_program(
@@ -328,19 +328,28 @@ _NEGATIVE_NUMBER = re.compile(r"(?i)-(?!\d+$|\d*\.\d+$)(\.?\d|inf|nan).*")
 # ---- old names, names of other libraries, flags without effect
 
 
-def _with_new_names(config_class: type[Any], given: Given, base: Any) -> Given:
-    """Replace old names of fields and values by the current ones. Each replacement prints one line on stderr."""
-    settings = {**vars(base), **{name: " ".join(words) for name, words in given if words}}
+def _with_new_values(config_class: type[Any], given: Given) -> Given:
+    """Replace old values of fields by the current ones. Each replacement prints one line on stderr."""
     renamed_values = class_mapping(config_class, "RENAMED_VALUES")
+    result: Given = []
+    for typed, words in given:
+        name = rename(config_class, typed, {})
+        new = renamed_values.get(name, {})
+        for word in filter(new.__contains__, words):
+            note(f"the value {word!r} of {flag(name)} is called {new[word]!r} now.")
+        result.append((typed, [new.get(word, word) for word in words]))
+    return result
+
+
+def _with_new_names(config_class: type[Any], given: Given, base: Any) -> Given:
+    """Replace old names of fields by the current ones. Each replacement prints one line on stderr."""
+    settings = {**vars(base), **{name: " ".join(words) for name, words in given if words}}
     result: Given = []
     for old, words in given:
         name = rename(config_class, old, settings)
         if name != old:
             note(f"{flag(old)} is called {flag(name)} now.")
-        new = renamed_values.get(name, {})
-        for word in filter(new.__contains__, words):
-            note(f"the value {word!r} of {flag(name)} is called {new[word]!r} now.")
-        result.append((name, [new.get(word, word) for word in words]))
+        result.append((name, words))
     return result
 
 

@@ -249,10 +249,10 @@ def test_old_names_are_accepted_with_a_note(capsys: pytest.CaptureFixture[str]) 
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
+        "note: the value 'gpu' of --device is called 'cuda' now.",
         "note: --envs is called --num-envs now.",
         "note: --hidden-sizes is called --hidden now.",
         "note: --twice is called --double now.",
-        "note: the value 'gpu' of --device is called 'cuda' now.",
     ]
     config_module._printed.clear()
     assert parse_args("--device=gpu").device == "cuda"
@@ -267,11 +267,14 @@ def test_an_old_name_may_depend_on_another_setting() -> None:
         RENAMED: ClassVar = {
             "steps": lambda settings: "eval_steps" if settings.get("device") == "cpu" else "num_envs",
         }
+        RENAMED_VALUES: ClassVar = {"device": {"processor": "cpu"}, "preset": {"dqn2015": "nature"}}
 
     presets = {"fast": {}, "nature": {"device": "cpu"}}
     assert parse(Renamed, presets, ["--steps", "3"], "").num_envs == 3
     assert parse(Renamed, presets, ["--steps", "3", "--device=cpu"], "").eval_steps == 3
-    assert parse(Renamed, presets, ["--steps", "3", "--preset", "nature"], "").eval_steps == 3
+    assert parse(Renamed, presets, ["--steps", "3", "--device=processor"], "").eval_steps == 3
+    for preset in ("nature", "dqn2015"):
+        assert parse(Renamed, presets, ["--steps", "3", "--preset", preset], "").eval_steps == 3
     assert parse(Renamed, presets, ["--steps", "3", "--preset", "nature", "--device", "cuda"], "").num_envs == 3
     assert parse(Renamed, presets, ["--steps", "3"], "", saved=Renamed(device="cpu")).eval_steps == 3
 
