@@ -98,6 +98,10 @@ class World:
         """Return which of `number` items belong to this process: the same number in all, or one more."""
         return slice(number * self.rank // self.size, number * (self.rank + 1) // self.size)
 
+    def process_seed(self, seed: int) -> int:
+        """Return the seed of what each process of a training draws by itself, from the seed of the run."""
+        return seed * 1_000_003 + self.rank
+
     @property
     def batch_shard(self) -> slice:
         """Items of a training batch that belong to this process: every `size`-th one."""

@@ -86,7 +86,7 @@ class TrainingState(ABC, Generic[NetworkT]):
         self.network = compute.module(network)
         world.broadcast(self.network)
         # Random numbers of this process: augmentation, region sampling.
-        self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
+        self.generator = torch.Generator(compute.torch_device).manual_seed(world.process_seed(config.seed))
         self.updates = 0  # completed updates
         self.validation_pending = False  # True after an interrupted validation; it is repeated after resuming
         self.stopwatch = Stopwatch()

@@ -89,7 +89,7 @@ class Learner:
         )
         half_life = config.ema_half_life_updates
         self.ema = Ema(self.generator, half_life) if half_life else None
-        self.random = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
+        self.random = torch.Generator(compute.torch_device).manual_seed(world.process_seed(config.seed))
         self.ada = AdaptiveAugmentation(config, world, compute.torch_device) if config.ada else None
         self.compiled_discriminator_forward = compute.function(discriminator_forward)
         self.compiled_generator_forward = compute.function(generator_forward)

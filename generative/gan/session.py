@@ -117,7 +117,7 @@ class Session:
         self.load_state_dict(state)
         self.rollbacks = max(rollbacks, self.rollbacks + 1)
         self.learner.random.manual_seed(
-            self.config.seed * 1_000_003 + self.world.rank + 15_485_863 * self.rollbacks + self.update
+            self.world.process_seed(self.config.seed) + 15_485_863 * self.rollbacks + self.update
         )
 
     def save(self) -> None:

@@ -129,7 +129,7 @@ class Training(TrainingState[Detector]):
             weight_decay=config.weight_decay,
             momentum=config.momentum,
         )
-        self.region_generator = torch.Generator().manual_seed(config.seed * 1_000_003 + world.rank)
+        self.region_generator = torch.Generator().manual_seed(world.process_seed(config.seed))
         self.augment = config.augment()
         candidates = all_candidates(train, proposals)
         self.batches: ImageBatches | CropBatches
