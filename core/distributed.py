@@ -120,17 +120,28 @@ class World:
         if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
             raise UserError(f"This program runs in one process, but torchrun started several: start it with {command}.")
 
-    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the processes, in one all-reduce of the concatenated gradients.
+    def mean_gradients(self, parameters: Iterable[nn.Parameter], masters: Iterable[nn.Parameter] | None = None) -> None:
+        """Average the gradients over the processes in float32, in one all-reduce of the concatenated gradients.
 
-        Parameters without a gradient are skipped; they must be the same in every process.
+        With one process, nothing is done.
+
+        Args:
+            parameters: parameters with gradients. Those without are skipped; they must be the same in every process.
+            masters: float32 weights of which the parameters are copies, in the same order: the means become their
+                gradients. None: the means replace the gradients of the parameters.
         """
         if self.size == 1:
             return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if not gradients:
-            return
-        self._replace_by_mean(gradients)
+        parameters = list(parameters)
+        pairs = zip(parameters, parameters if masters is None else masters, strict=True)
+        pairs_with_gradients = [pair for pair in pairs if pair[0].grad is not None]
+        for _, master in pairs_with_gradients:
+            if master.grad is None:
+                master.grad = torch.empty_like(master)
+        gradients = [parameter.grad.float() for parameter, _ in pairs_with_gradients if parameter.grad is not None]
+        means = [master.grad for _, master in pairs_with_gradients if master.grad is not None]
+        if gradients:
+            self._mean(gradients, means)
 
     @torch.no_grad()
     def mean_weights(self, module: nn.Module) -> None:
@@ -139,15 +150,16 @@ class World:
         Other buffers, such as counters, stay those of the process.
         """
         if self.size > 1:
-            self._replace_by_mean([t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()])
+            tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+            self._mean(tensors, tensors)
 
-    def _replace_by_mean(self, tensors: Sequence[torch.Tensor]) -> None:
+    def _mean(self, tensors: Sequence[torch.Tensor], means: Sequence[torch.Tensor]) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         with _others_answer():
             dist.all_reduce(flat)
         flat /= self.size
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view(tensor.shape))
+        for mean, part in zip(means, flat.split([t.numel() for t in tensors]), strict=True):
+            mean.copy_(part.view(mean.shape))
 
     def broadcast(self, module: nn.Module) -> None:
         """Copy parameters and buffers from the main process to all processes."""

@@ -147,6 +147,7 @@ class CompiledAdam(Adam):
     The updates equal those of torch.nn.utils.clip_grad_norm_ followed by torch.optim.Adam or torch.optim.RAdam, and so
     does the state. A network may compute with 16-bit copies of its float32 master weights (Micikevicius et al. 2018,
     "Mixed Precision Training", section 3.1): then the gradients are those of the copies, and every step updates both.
+    If the master weights have gradients, such as means over processes in float32 (`World.mean_gradients`), these count.
 
     Args:
         master: float32 weights.
@@ -195,7 +196,7 @@ class CompiledAdam(Adam):
         return self._move(
             [master for master, _ in pairs],
             [None if working is master else working for master, working in pairs],
-            [working.grad for _, working in pairs],
+            [working.grad if master.grad is None else master.grad for master, working in pairs],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             torch.tensor(factors),

@@ -83,8 +83,7 @@ class Learner:
         averaged = self.network.parameters() if target_tau is not None and target_tau < 1 else ()
         self._average = [parameter.detach().clone() for parameter in averaged]
         # Copy in lower precision for forward and backward passes, where `compute` uses one; otherwise the same network.
-        copied = optimizer != "rmsprop" and not self._averages_gradients
-        self.online = compute.working_copy(self.network) if copied else self.network
+        self.online = self.network if optimizer == "rmsprop" else compute.working_copy(self.network)
         self.optimizer: torch.optim.Optimizer
         if optimizer == "rmsprop":
             self.optimizer = optim.CenteredRMSprop(self.network.parameters(), lr=learning_rate, eps=epsilon)
@@ -131,7 +130,7 @@ class Learner:
         self.online.zero_grad(set_to_none=True)
         loss.backward()
         if self._averages_gradients:
-            self.world.mean_gradients(self.online.parameters())
+            self.world.mean_gradients(self.online.parameters(), self.network.parameters())
         norm = optim.clip_and_step(self.optimizer, self.max_grad_norm)
         self._sums += torch.stack([loss.detach(), mean_q, norm, torch.ones_like(mean_q)])
         return td_error_B

@@ -100,7 +100,7 @@ class RecordingWorld(World):
     def _note(self, kind: str, tensors: Iterable[Tensor] = ()) -> None:
         self.calls.append((time.perf_counter(), kind, [tensor.numel() for tensor in tensors]))
 
-    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def mean_gradients(self, parameters: Iterable[nn.Parameter], masters: Iterable[nn.Parameter] | None = None) -> None:
         """Record the gradients."""
         self._note("mean_gradients", [p.grad for p in parameters if p.grad is not None])
 
