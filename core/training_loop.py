@@ -234,30 +234,35 @@ class TrainingState(ABC, Generic[NetworkT]):
         self.show_progress(run, scalars)
 
 
-def repeat_interrupted(
+def start_updates(
+    updates: int,
     is_pending: Callable[[], bool],
     evaluate: Callable[[], object],
     save: Callable[[], object],
     world: World,
     device: torch.device,
 ) -> bool:
-    """Repeat an evaluation that a signal interrupted before the run was resumed. All processes must call this.
+    """Do what precedes the first update of a new or resumed run. All processes must call this.
+
+    An evaluation that a signal interrupted before the run was resumed is repeated. Several processes save before update
+    1, so that they have a common checkpoint if the next save is interrupted.
 
     Args:
+        updates: completed updates.
         is_pending: returns True in a process whose evaluation was interrupted.
         evaluate: evaluates in all processes, and leaves `is_pending` True if a signal interrupts it again.
-        save: saves a checkpoint in which the evaluation is done.
+        save: saves a checkpoint.
         world: processes of the run.
         device: of the votes.
 
     Returns:
-        True if it was interrupted again, so that the run stops.
+        True if the evaluation was interrupted again, so that the run stops.
     """
     repeats = world.any(is_pending(), device)
     if repeats:
         evaluate()
     stopping = world.any(is_pending(), device)
-    if repeats and not stopping:
+    if (repeats and not stopping) or (updates == 0 and world.size > 1):
         save()
     return stopping
 
@@ -291,15 +296,14 @@ def _run_updates(
     config, world, device = training.config, training.world, training.compute.torch_device
     interval = LogInterval(training.updates)
     training.show_progress(run, {})
-    stopping = repeat_interrupted(
+    stopping = start_updates(
+        training.updates,
         lambda: training.validation_pending,
         lambda: _validate(training, validate),
         lambda: training.save(run),
         world,
         device,
     )
-    if world.size > 1 and training.updates == 0:  # the checkpoint of all processes if the next save is interrupted
-        training.save(run)
     # All processes vote, so that they leave the loop together. A run that stopped early also stops when it is resumed.
     stop_early = world.any(training.should_stop_early, device)
     votes = Votes(world, device)

@@ -44,7 +44,7 @@ from zerokara.core.progress import loading
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.run_classes import keep_classes
 from zerokara.core.time_limit import SecondsOf, length_in_time_limit
-from zerokara.core.training_loop import repeat_interrupted
+from zerokara.core.training_loop import start_updates
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.collapse_monitor import accuracies
 from zerokara.generative.gan.custom_loss import find_loss
@@ -274,15 +274,14 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     session.start()
     print_protocol(session, evaluator)
     with run.interruptible(on=False):  # a signal waits for the end of an update; it interrupts an evaluation
-        stopping = repeat_interrupted(
+        stopping = start_updates(
+            learner.updates,
             lambda: session.evaluation_pending,
             lambda: evaluate(session, evaluator),
             session.save,
             world,
             compute.torch_device,
         )
-        if world.size > 1 and learner.updates == 0:  # the checkpoint of all processes if the next save is interrupted
-            session.save()
         votes = Votes(world, compute.torch_device)
         while learner.updates < config.updates and not stopping:
             pixels_BCHW, label_B = session.next_batch()
