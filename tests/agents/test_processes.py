@@ -74,7 +74,7 @@ def resume(folder: Path, kind: str, size: int, total_steps: int) -> tuple[str, s
     return run_processes(folder, size, *words)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (3, 2), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (1, 3), (3, 2), (2, 3)])
 def test_dqn_resumes_with_another_number_of_processes(copy: Copy, before: int, after: int) -> None:
     folder = copy("dqn", before)
     run = folder / "runs" / "run"

@@ -103,7 +103,7 @@ def copy(finished: dict[int, Path], size: int, folder: Path) -> Path:
     return folder / "runs" / "run"
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (1, 3), (3, 2)])
 def test_another_number_of_processes(finished: dict[int, Path], tmp_path: Path, before: int, after: int) -> None:
     run = copy(finished, before, tmp_path)
     old = states(run, before)[0]["learner"]

@@ -72,7 +72,7 @@ def states(run: Path, size: int) -> list[dict[str, Any]]:
     return loaded
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (1, 3), (3, 2)])
 def test_another_number_of_processes(tmp_path: Path, before: int, after: int) -> None:
     run = tmp_path / "runs" / "run"
     train(tmp_path, before, *TINY, stop_at=7)
