@@ -20,6 +20,7 @@ from zerokara.core.distributed import World
 from zerokara.envs.base import VectorEnv
 
 MAX_ENVS = 32  # more parallel environments hardly increase the speed
+VIDEO_EPISODES = 4  # a video takes as much time as this many of the episodes that a process evaluates in parallel
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,36 @@ def parallel_episodes(episodes: int) -> int:
     return max(n for n in range(1, MAX_ENVS + 1) if episodes % n == 0)
 
 
-def evaluate_in_processes(world: World, episodes: int, evaluate_shard: Callable[[int], Scores]) -> Scores:
+def divide_episodes(episodes: int, processes: int) -> list[int]:
+    """Return the number of episodes that each process evaluates; the first one also has time for a video.
+
+    The division is the same without a video, so that the option does not change results.
+    """
+    first = episodes if processes == 1 else max(0, (episodes + VIDEO_EPISODES) // processes - VIDEO_EPISODES)
+    others = processes - 1
+    return [first, *((episodes - first) // others + (i < (episodes - first) % others) for i in range(others))]
+
+
+def evaluate_in_processes(
+    world: World, episodes: int, evaluate_shard: Callable[[int], Scores], record: Callable[[], object]
+) -> Scores:
     """Divide an evaluation among the processes. Returns the scores of all episodes in every process.
 
     Args:
         world: processes, all of which make this call.
         episodes: number of episodes of all processes.
         evaluate_shard: evaluates a number of episodes, which is above 0, in this process.
+        record: records a video. The main process calls it after its episodes, before it waits for the others.
 
     Raises:
         Stopped: a signal interrupted the evaluation in one of the processes.
     """
-    number = episodes // world.size + (world.rank < episodes % world.size)
+    number = divide_episodes(episodes, world.size)[world.rank]
     own: Scores | None = None
     with contextlib.suppress(Stopped):
         own = evaluate_shard(number) if number else Scores((), ())
+        if world.is_main:
+            record()
     shards = [scores for scores in world.gather(own) if scores is not None]
     if len(shards) < world.size:
         raise Stopped

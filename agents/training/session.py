@@ -35,7 +35,7 @@ from zerokara.agents.training.parts import Part, close_files, load_parts, load_p
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.agents.training.report import bar_fields, closing_line, format_progress, format_scores, print_settings
 from zerokara.agents.training.start import ITERATIONS_PER_VOTE, Resources, process_seed
-from zerokara.agents.training.totals import Totals, gather_totals, print_warnings
+from zerokara.agents.training.totals import Totals, gather_returns, gather_totals, print_warnings
 from zerokara.core import checkpoint
 from zerokara.core.config import Stopped, to_dict
 from zerokara.core.distributed import Votes
@@ -94,11 +94,6 @@ class Session(ABC):
 
         With ez-greedy exploration, the probability that a random action starts, which is then repeated for some steps.
         """
-
-    @property
-    def mean_return(self) -> float | None:
-        """Mean raw return of the last 100 episodes (or fewer); None before the end of the first episode."""
-        return float(np.mean(self.returns)) if self.returns else None
 
     # ---- one iteration
 
@@ -236,8 +231,8 @@ class Session(ABC):
             if world.is_main and self.is_finished and getattr(config, "delete_replay", False):
                 close_files(self._parts)
                 delete_replays(run.folder, run.warn)
-            known = (("eval/return", self.last_score), ("train/return", self.mean_return))
-            run.hparams(to_dict(config), [name for name, value in known if value is not None])
+            logged = {"eval/return": self.last_score is not None, "train/return": gather_returns(world, self.returns)}
+            run.hparams(to_dict(config), [name for name, is_known in logged.items() if is_known])
 
     @property
     def is_finished(self) -> bool:
@@ -257,11 +252,12 @@ class Session(ABC):
             return False
         return self.world.any(len(recent) == 20 and float(np.mean(recent)) >= goal - 0.5, self.compute.torch_device)
 
-    def evaluate(self, repetition: int = 0) -> Scores:
+    def evaluate(self, repetition: int = 0, record: Callable[[], object] = lambda: None) -> Scores:
         """Evaluate the policy in separate environments with other seeds than in training. All processes take part.
 
         Args:
             repetition: another number gives other seeds.
+            record: records a video in the main process, while the others evaluate.
 
         Raises:
             Stopped: a signal interrupted the evaluation.
@@ -277,10 +273,10 @@ class Session(ABC):
             with self.run.interruptible():
                 return evaluate(self.policy, env, episodes_per_env=1, epsilon=epsilon, max_steps=max_steps, seed=seed)
 
-        return evaluate_in_processes(world, config.eval_episodes, evaluate_shard)
+        return evaluate_in_processes(world, config.eval_episodes, evaluate_shard, record)
 
     def evaluate_and_log(self) -> bool:
-        """Evaluate, keep the weights if they are the best so far, log the results, and record a video.
+        """Evaluate, record a video, keep the weights if they are the best so far, and log the results.
 
         Return True if `stop_at_return` is reached in this evaluation and in a second one that confirms it. A signal
         interrupts the evaluation; it is then discarded and repeated after resuming.
@@ -290,8 +286,11 @@ class Session(ABC):
         """
         config = self.config
 
+        def record_video() -> None:
+            self.video_pending = config.capture_video and not log_video(self.policy, config, self.run, self.step)
+
         def evaluate_and_print(repetition: int, what: str) -> Scores:
-            scores = self.evaluate(repetition)
+            scores = self.evaluate(repetition, record_video if repetition == 0 else lambda: None)
             self.run.print(f"step {self.step:,}: {format_scores(scores)} over {len(scores.returns)} {what}")
             return scores
 
@@ -311,12 +310,9 @@ class Session(ABC):
         check_finite(self.learner.network, f"step {self.step:,}", self.run.folder)
         weights, figures, env = self.learner.network.state_dict(), {**metrics, "train/updates": self.updates}, self.env
         self.best.update(weights, figures, num_actions=env.num_actions, step=self.step, obs_shape=env.obs_shape)
-        if not self.world.is_main:
-            return goal_reached
-        self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
-        log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
-        if config.capture_video:
-            self.video_pending = not (log_video(self.policy, config, self.run, self.step) or goal_reached)
+        if self.world.is_main:
+            self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
+            log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
         return goal_reached
 
     # ---- logging
@@ -366,8 +362,12 @@ class Session(ABC):
         self.run.progress(self.step, self.config.total_steps, fields)
 
     def closing_message(self) -> str:
-        """Closing message: the last returns, and the command to resume the run or to watch the agent."""
-        scores = format_progress(self.last_score, self.best.score, self.best.step, self.returns, self.updates)
+        """Closing message: the last returns, and the command to resume the run or to watch the agent.
+
+        The returns are those of all processes; every process must call this.
+        """
+        returns = gather_returns(self.world, self.returns)
+        scores = format_progress(self.last_score, self.best.score, self.best.step, returns, self.updates)
         resume = "" if self.is_finished else resume_command(self.program, self.config.name)
         return closing_line(self.config.env, self.step, scores, self.config.name, resume)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,16 @@ def gather_totals(world: World, own: Totals) -> Totals:
         [value for process in processes for value in process.lengths],
         {name: float(np.mean([process.learner[name] for process in processes])) for name in learner},
     )
+
+
+def gather_returns(world: World, own: Iterable[float]) -> list[float]:
+    """Return the values of all processes, in every process; every process must call this.
+
+    Args:
+        world: processes that train together.
+        own: raw returns of the last episodes of this process.
+    """
+    return [value for values in world.gather(list(own)) for value in values]
 
 
 def print_warnings(world: World, own: list[str], warn: Callable[[str], object]) -> None:

@@ -1,4 +1,4 @@
-"""Evaluations that several processes share."""
+"""Evaluations that several processes share, and the closing line of their run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from tests.agents.training.recorded import NUM_ENVS, Make, scores
 from zerokara.agents.training import session
-from zerokara.agents.training.evaluation import Scores
+from zerokara.agents.training.evaluation import Scores, divide_episodes
 from zerokara.core.config import Stopped
 from zerokara.core.distributed import World
 
@@ -35,11 +35,11 @@ class OneOfTwo(World):
         pass
 
 
-@pytest.mark.parametrize(("rank", "share"), [(0, 2), (1, 1)])
+@pytest.mark.parametrize(("rank", "share"), [(0, 2), (1, 7)])
 def test_processes_divide_an_evaluation_and_the_first_one_logs_it(
     make: Make, monkeypatch: pytest.MonkeyPatch, rank: int, share: int
 ) -> None:
-    recorded = make(eval_every_steps=40, eval_episodes=3, num_envs=2 * NUM_ENVS, world=OneOfTwo(rank=rank, size=2))
+    recorded = make(eval_every_steps=40, eval_episodes=9, num_envs=2 * NUM_ENVS, world=OneOfTwo(rank=rank, size=2))
     monkeypatch.setattr(recorded.run, "save", lambda path, state: None)
     recorded.scores = [Scores((3.0,) * share, (7,) * share, cut=1)]
     logged: list[dict[str, Any]] = []
@@ -53,18 +53,51 @@ def test_processes_divide_an_evaluation_and_the_first_one_logs_it(
     assert (recorded.session.last_score, recorded.session.best.score) == (3.0, 3.0)
 
 
+@pytest.mark.parametrize(
+    ("episodes", "processes", "expected"),
+    [(30, 1, [30]), (1, 1, [1]), (30, 2, [13, 17]), (30, 3, [7, 12, 11]), (4, 2, [0, 4]), (2, 4, [0, 1, 1, 0])],
+)
+def test_the_first_process_has_time_for_a_video(episodes: int, processes: int, expected: list[int]) -> None:
+    assert divide_episodes(episodes, processes) == expected
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_video_is_recorded_before_the_first_process_waits_for_the_others(make: Make, rank: int) -> None:
+    calls: list[str] = []
+
+    class Waiting(OneOfTwo):
+        def gather(self, value: Any) -> list[Any]:
+            calls.append("wait")
+            return [value, value]
+
+    recorded = make(eval_episodes=9, num_envs=2 * NUM_ENVS, world=Waiting(rank=rank, size=2))
+    recorded.scores = [scores(2.0)]
+    recorded.session.evaluate(record=lambda: calls.append(f"video after {len(recorded.evaluations)} evaluation"))
+    assert calls == [*["video after 1 evaluation"] * (rank == 0), "wait"]
+
+
 def test_an_evaluation_that_a_signal_interrupts_in_one_process_is_repeated_by_all(make: Make) -> None:
     class OtherStopped(OneOfTwo):
         def gather(self, value: Any) -> list[Any]:
             return [value, None]
 
-    recorded = make(eval_every_steps=40, eval_episodes=2, num_envs=2 * NUM_ENVS, world=OtherStopped(rank=0, size=2))
+    recorded = make(eval_every_steps=40, eval_episodes=9, num_envs=2 * NUM_ENVS, world=OtherStopped(rank=0, size=2))
     recorded.scores = [scores(1.0)]
     with pytest.raises(Stopped):
         recorded.session.evaluate()
     assert recorded.session.evaluate_and_log() is False
     assert recorded.session.evaluation_pending
     assert recorded.session.last_score is None
+
+
+def test_the_closing_line_has_the_returns_of_all_processes(make: Make) -> None:
+    class Other(OneOfTwo):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, [1.0, 3.0]]
+
+    recorded = make(num_envs=2 * NUM_ENVS, world=Other(rank=0, size=2))
+    recorded.session.returns.append(5.0)
+    assert ", last 3 training episodes 3.00" in recorded.session.closing_message()
 
 
 @pytest.mark.parametrize("restarted", [True, False])

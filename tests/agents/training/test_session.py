@@ -79,7 +79,7 @@ def test_it_logs_evaluates_and_saves_when_due(make: Make, tmp_path: Path) -> Non
     assert [row["train/games"] for row in logged] == [4, 8, 12, 16]
     assert logged[0]["train/length"] == np.mean([4, 4, 5, 5])
     assert logged[1]["train/length"] == np.mean([4, 4, 5, 5, 3, 3, 6, 6])
-    assert logged[-1]["train/return"] == pytest.approx(recorded.session.mean_return)
+    assert logged[-1]["train/return"] == pytest.approx(np.mean(recorded.session.returns))
     assert logged[-1]["train/loss"] == 0.5
     evaluated, last = [row for row in rows if "eval/return" in row]
     assert evaluated == {"step": 48, "eval/return": 2.0, "eval/length": 30.0, "eval/cut": 1}
@@ -95,7 +95,7 @@ def test_it_logs_evaluates_and_saves_when_due(make: Make, tmp_path: Path) -> Non
 def test_metrics_before_the_first_update_and_episode(make: Make, tmp_path: Path) -> None:
     recorded = make(total_steps=8, log_every_steps=8)
     recorded.train(each=lambda: setattr(recorded.session, "updates", 0))
-    assert recorded.session.mean_return is None
+    assert not recorded.session.returns
     (row,) = metrics(tmp_path / "run")
     assert row == {"step": 8, "train/epsilon": 0.25, "train/games": 0, "train/updates": 0}
 
@@ -117,7 +117,7 @@ def test_returns_are_those_of_the_last_100_episodes(make: Make) -> None:
     assert walk.episodes == 260
     assert list(walk.returns) == [value for k in range(80, 130) for value in (k, 0.5)]
     assert list(walk.lengths) == [1] * 100
-    assert walk.mean_return == pytest.approx((np.mean(range(80, 130)) + 0.5) / 2)
+    assert np.mean(walk.returns) == pytest.approx((np.mean(range(80, 130)) + 0.5) / 2)
     assert walk.running_return_N.tolist() == [130, 0, 260, 0]
     assert walk.running_length_N.tolist() == [130, 0, 130, 0]
     assert walk.step == 130 * NUM_ENVS
@@ -420,7 +420,7 @@ def test_final_scores_are_recorded_with_the_hyperparameters(
         recorded.train()
         assert set(written) == expected
         rows = metrics(tmp_path / "run")
-        assert last_value(rows, "train/return") == pytest.approx(recorded.session.mean_return)
+        assert last_value(rows, "train/return") == pytest.approx(np.mean(recorded.session.returns))
         assert last_value(rows, "eval/return") == (2.0 if every_steps else None)
 
 

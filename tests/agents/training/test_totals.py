@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from zerokara.agents.training.totals import Totals, gather_totals, print_warnings
+from zerokara.agents.training.totals import Totals, gather_returns, gather_totals, print_warnings
 from zerokara.core.distributed import World
 
 
@@ -53,3 +53,8 @@ def test_messages_of_all_processes_are_printed_once() -> None:
     print_warnings(world, own, printed.append)
     assert printed == ["first", "process 1: an environment was restarted"]
     assert own == []
+
+
+def test_returns_of_all_processes_are_gathered() -> None:
+    assert gather_returns(cast("World", Recorded([4.0, 7.0])), iter([1.0])) == [1.0, 4.0, 7.0]
+    assert gather_returns(World(), iter([1.0])) == [1.0]

@@ -83,7 +83,7 @@ def test_the_processes_vote_about_once_a_second(make: Make, seconds: float, iter
 
 def test_the_processes_vote_after_an_evaluation(make: Make) -> None:
     world = Two(seconds=0.001)
-    recorded = make(world=world, eval_every_steps=40)
+    recorded = make(world=world, eval_every_steps=40, eval_episodes=9)
     world.recorded.append(recorded)
     recorded.scores = [scores(1.0)]
     recorded.train()
