@@ -24,7 +24,7 @@ from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval
-from zerokara.core.training_loop import TrainingState, run_updates
+from zerokara.core.training_loop import TrainingState, run_updates, start_updates
 
 
 @dataclass(frozen=True)
@@ -238,3 +238,35 @@ def test_states_of_other_processes(updates: int) -> None:
     others[0].update()
     own.load_processes({0: states[0], 1: others[0].state_dict()})
     assert own.updates == updates + 1, "its own checkpoint, if it has one"
+
+
+class Alike(World):
+    """Process of two, of which the other one has the same flags."""
+
+    def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
+        return flag
+
+
+@pytest.mark.parametrize(
+    ("updates", "size", "pending", "expected"),
+    [
+        (0, 1, [False], []),
+        (0, 2, [False], ["save"]),
+        (5, 2, [False], []),
+        (5, 1, [True, False], ["evaluate", "save"]),
+        (0, 2, [True, False], ["evaluate", "save"]),
+        (5, 2, [True, True], ["evaluate"]),
+    ],
+    ids=["new", "new with two", "resumed", "interrupted", "interrupted before update 1", "interrupted again"],
+)
+def test_what_precedes_the_first_update(updates: int, size: int, pending: list[bool], expected: list[str]) -> None:
+    calls: list[str] = []
+    stops = start_updates(
+        updates,
+        lambda: pending[-1] if calls else pending[0],
+        lambda: calls.append("evaluate"),
+        lambda: calls.append("save"),
+        Alike(0, size),
+        torch.device("cpu"),
+    )
+    assert (calls, stops) == (expected, pending[-1])
