@@ -20,7 +20,7 @@ from zerokara.core.distributed import World
 from zerokara.envs.base import VectorEnv
 
 MAX_ENVS = 32  # more parallel environments hardly increase the speed
-VIDEO_EPISODES = 4  # a video takes as much time as this many of the episodes that a process evaluates in parallel
+VIDEO_EPISODES = 5  # a video takes as much time as this many of the episodes that a process evaluates in parallel
 
 
 @dataclass(frozen=True)

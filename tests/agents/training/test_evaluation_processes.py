@@ -55,7 +55,15 @@ def test_processes_divide_an_evaluation_and_the_first_one_logs_it(
 
 @pytest.mark.parametrize(
     ("episodes", "processes", "expected"),
-    [(30, 1, [30]), (1, 1, [1]), (30, 2, [13, 17]), (30, 3, [7, 12, 11]), (4, 2, [0, 4]), (2, 4, [0, 1, 1, 0])],
+    [
+        (30, 1, [30]),
+        (1, 1, [1]),
+        (30, 2, [12, 18]),
+        (30, 3, [6, 12, 12]),
+        (32, 3, [7, 13, 12]),
+        (4, 2, [0, 4]),
+        (2, 4, [0, 1, 1, 0]),
+    ],
 )
 def test_the_first_process_has_time_for_a_video(episodes: int, processes: int, expected: list[int]) -> None:
     assert divide_episodes(episodes, processes) == expected
