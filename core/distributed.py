@@ -64,7 +64,7 @@ class World:
 
         Raises:
             UserError: some of the variables are missing or not numbers, or torchrun is to restart processes of several
-                machines, which may count restarts differently.
+                machines with one store of addresses.
             ProcessLost: another process did not join in time.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -313,21 +313,22 @@ def _store_after_restart(size: int, timeout: timedelta) -> Any:
     """Return a store of addresses without those of processes that have ended; None: the one that PyTorch creates.
 
     PyTorch 2.13 keeps one store over all restarts of torchrun. Without a prefix, processes find the addresses of those
-    that have ended, and cannot connect or wait forever.
+    that have ended, and cannot connect or wait forever. The number of the restart is a prefix on one machine; several
+    count different numbers, so that they need torchrun without this store: then the first process creates one.
 
     Raises:
-        UserError: torchrun is to restart processes of several machines.
+        UserError: torchrun is to restart processes of several machines with one store.
     """
     environment = os.environ
-    if environment.get("TORCHELASTIC_MAX_RESTARTS", "0") in ("", "0"):
+    no_restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") in ("", "0")
+    if no_restarts or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     if environment.get("GROUP_WORLD_SIZE") != "1":
         raise UserError(
-            "torchrun --max-restarts works on one machine only: leave it out, and after a failure type the same "
-            "command with --resume."
+            "torchrun --max-restarts on several machines needs the environment variable "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of them, and --rdzv-backend c10d: set it before torchrun, or "
+            "leave --max-restarts out, and after a failure type the same command with --resume."
         )
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
     address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     store = dist.TCPStore(*address, size, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
     return dist.PrefixStore(f"restart-{environment['TORCHELASTIC_RESTART_COUNT']}", store)  # type: ignore[attr-defined]

@@ -104,9 +104,18 @@ def command() -> str:
     return f"{program()} {shlex.join(sys.argv[1:])}".strip()
 
 
-def restarted_since() -> datetime | None:
-    """Return when torchrun was started, if `torchrun --max-restarts` has started this process again; None otherwise."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") in ("", "0"):
+def is_restarted() -> bool:
+    """Return True if `torchrun --max-restarts` has started this process again after a failure on this machine."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+def restarting_since() -> datetime | None:
+    """Return when torchrun was started, if it restarts processes (--max-restarts); None otherwise.
+
+    On several machines, the torchrun of each counts only the failures of its own processes, so that the number of a
+    restart does not tell whether the group has been restarted.
+    """
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") in ("", "0"):
         return None
     import psutil
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from zerokara.core.command_line import given_fields, parse
 from zerokara.core.config import UserError, class_mapping, flag, from_dict, to_dict
-from zerokara.core.programs import restarted_since
+from zerokara.core.programs import restarting_since
 from zerokara.core.run_folder import read_config
 from zerokara.core.run_options import HARDWARE_FIELDS
 from zerokara.core.tracking import check as check_tracking
@@ -127,9 +127,10 @@ def refuse_whitening(config: ConfigT, given: Collection[str]) -> ConfigT:
 def _is_restarted(folder: Path) -> bool:
     """Return True if this torchrun has created the run, and has now restarted its processes after a failure.
 
-    A run that is older than torchrun is another one: it must not be resumed without --resume.
+    A run that is older than torchrun is another one: it must not be resumed without --resume. A run is created when all
+    processes have read their configs, so that no process sees it at its first start.
     """
-    since = restarted_since()
+    since = restarting_since()
     if since is None or not (folder / "config.json").exists():
         return False
     return datetime.fromisoformat(read_config(folder)["created"]) >= since

@@ -41,7 +41,7 @@ from zerokara.core.config import Stopped, to_dict
 from zerokara.core.distributed import Votes
 from zerokara.core.divergence import check_finite
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.programs import restarted_since, resume_command
+from zerokara.core.programs import is_restarted, resume_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance, registry
@@ -202,6 +202,7 @@ class Session(ABC):
             def due(every_steps: int) -> bool:
                 return every_steps > 0 and self.step // every_steps != before // every_steps
 
+            self.goal_reached = world.any(self.goal_reached, device)
             stop: float = world.any(self.goal_reached or bool(run.stop_requested), device)
             votes = Votes(world, device, most_calls=ITERATIONS_PER_VOTE)
             while self.step < config.total_steps and not stop:
@@ -444,5 +445,5 @@ class Session(ABC):
             self.best.load_state_dict(state["best"])
         self.last_score, self.video_pending = state["last_score"], state.get("owes_video", False)  # new in 0.2
         # --resume continues a run beyond its goal; a restart by torchrun does not.
-        self.goal_reached = restarted_since() is not None and state.get("goal_reached", False)
+        self.goal_reached = is_restarted() and state.get("goal_reached", False)
         self.clock.hours = state["hours"]

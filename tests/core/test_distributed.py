@@ -13,7 +13,7 @@ import torch
 from tests.programs import start_processes
 from zerokara.core.config import EXIT_STOPPED, UserError
 from zerokara.core.distributed import Votes, World, collective_timeout
-from zerokara.core.programs import restarted_since
+from zerokara.core.programs import is_restarted, restarting_since
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -250,19 +250,22 @@ def test_the_time_limit_is_half_an_hour_by_default(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_restart_by_torchrun_is_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert restarted_since() is None
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    since = restarted_since()
+    for count, expected in (("", False), ("0", False), ("2", True)):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        assert is_restarted() == expected
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert restarting_since() is None
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    since = restarting_since()
     assert since is not None
     assert since < datetime.now(UTC)
 
 
-def test_restarts_on_several_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their agents may count restarts differently, so that some processes resume and others begin a run."""
-    more = {"TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2"}
+def test_restarts_on_several_machines_with_one_store_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their agents may count restarts differently, so that the number of the restart cannot be a prefix of keys."""
+    more = {"TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     values = dict(zip(VARIABLES, ("0", "2", "0", "127.0.0.1", "1"), strict=True))
     for name, value in (values | more).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"--max-restarts works on one machine only: leave it out"):
+    with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of them"):
         World.from_env("cpu")

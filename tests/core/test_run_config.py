@@ -96,12 +96,12 @@ def test_a_run_is_resumed_when_the_torchrun_that_began_it_restarts_its_processes
             Config, PRESETS, ["--name", "a", "--seed", "7"], "", kind="classify", name_fields=(), changeable={"resume"}
         )
 
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     assert not read().resume, "it was killed before there was a run"
     with open_run(read(), "classify"):
         pass
     resumed = read()
     assert (resumed.resume, resumed.seed) == (True, 7)
     # A run that is older than this torchrun must not be resumed by accident.
-    monkeypatch.setattr(run_config, "restarted_since", lambda: datetime.now(UTC))
+    monkeypatch.setattr(run_config, "restarting_since", lambda: datetime.now(UTC))
     assert not read().resume

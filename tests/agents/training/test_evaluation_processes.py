@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -117,7 +116,7 @@ def test_a_restart_by_torchrun_does_not_train_beyond_the_goal(
     recorded.scores = [scores(3.0)]
     recorded.train()
     assert recorded.session.step == 20
-    monkeypatch.setattr(session, "restarted_since", lambda: datetime.now(UTC) if restarted else None)
+    monkeypatch.setattr(session, "is_restarted", lambda: restarted)
     again = make(resume=True, stop_at_return=2.0, eval_every_steps=20)
     again.scores = [scores(1.0)]
     again.train()

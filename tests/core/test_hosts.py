@@ -1,0 +1,90 @@
+"""Test that torchrun restarts a run on two hosts, which are network namespaces; needs root and the program ip."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from benchmarks.scaling.hosts import INTERFACE, address, hosts
+from tests.programs import REPO, metrics, run_processes
+from zerokara.core import checkpoint
+
+SECONDS = 400.0
+WORDS = (
+    *("agents.pqn", "--env", "zerokara/Catch-v0", "--num-envs", "12", "--rollout-steps", "10", "--num-minibatches", "2"),
+    *("--width-multiplier", "0.25", "--hidden-units", "32", "--log-every-steps", "480", "--total-steps", "9600"),
+    *("--checkpoint-every-steps", "480", "--eval-every-steps", "4800", "--eval-episodes", "8", "--no-capture-video"),
+    *("--device", "cpu", "--precision", "float32", "--threads", "1", "--compile", "off", "--name", "run"),
+)
+
+
+@contextlib.contextmanager
+def torchruns(folder: Path, namespaces: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start a torchrun in each namespace, as docs/cluster.md describes it; in the end no process of them is left."""
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
+    rendezvous = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address(0)}:29400", "--rdzv-id", "run")
+    started = []
+    for host, name in enumerate(namespaces):
+        launch = ("--nnodes", "2", "--nproc-per-node", "1", *rendezvous, "--local-addr", address(host))
+        words = ("-m", "torch.distributed.run", *launch, "--max-restarts", "2", "-m", *WORDS)
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(REPO), **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+    try:
+        yield started
+    finally:
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+            process.kill()
+            process.communicate()
+
+
+def saved_step(run: Path, rank: int) -> int:
+    path = run / f"checkpoint-{rank}.pt"
+    return int(checkpoint.load(path, "pqn")["step"]) if path.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (os.geteuid() == 0 and shutil.which("ip")), reason="no network namespaces")
+def test_two_hosts_restart_when_the_process_of_the_second_one_is_killed(tmp_path: Path) -> None:
+    run, undisturbed = tmp_path / "runs" / "run", tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    with hosts(2) as namespaces, torchruns(tmp_path, namespaces) as started:
+        deadline = time.monotonic() + SECONDS
+        while min(saved_step(run, rank) for rank in (0, 1)) < 960:
+            assert time.monotonic() < deadline
+            assert all(process.poll() is None for process in started), started[0].communicate()
+            time.sleep(0.1)
+        (worker,) = psutil.Process(started[1].pid).children()
+        worker.send_signal(signal.SIGKILL)
+        outputs = [process.communicate(timeout=SECONDS)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert "Signal 9 (SIGKILL)" in outputs[1]
+    run_processes(undisturbed, 2, "-m", *WORDS)
+    for rank in (0, 1):
+        ours, theirs = (
+            checkpoint.load(folder / f"checkpoint-{rank}.pt", "pqn") for folder in (run, undisturbed / "runs" / "run")
+        )
+        assert ours["step"] == theirs["step"] == 9_600
+        for name, weight in theirs["learner"]["network"].items():
+            assert torch.equal(ours["learner"]["network"][name], weight), name
+    assert metrics(run) == metrics(undisturbed / "runs" / "run")
