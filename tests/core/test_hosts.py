@@ -22,30 +22,43 @@ from zerokara.core import checkpoint
 
 SECONDS = 400.0
 WORDS = (
-    *("agents.pqn", "--env", "zerokara/Catch-v0", "--num-envs", "12", "--rollout-steps", "10", "--num-minibatches", "2"),
+    *(
+        "agents.pqn",
+        "--env",
+        "zerokara/Catch-v0",
+        "--num-envs",
+        "12",
+        "--rollout-steps",
+        "10",
+        "--num-minibatches",
+        "2",
+    ),
     *("--width-multiplier", "0.25", "--hidden-units", "32", "--log-every-steps", "480", "--total-steps", "9600"),
     *("--checkpoint-every-steps", "480", "--eval-every-steps", "4800", "--eval-episodes", "8", "--no-capture-video"),
-    *("--device", "cpu", "--precision", "float32", "--threads", "1", "--compile", "off", "--name", "run"),
+    *("--name", "run"),
 )
 
 
 @contextlib.contextmanager
-def torchruns(folder: Path, namespaces: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start a torchrun in each namespace, as docs/cluster.md describes it; in the end no process of them is left."""
+def torchruns(folder: Path, namespaces: list[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start a torchrun in each namespace, as docs/cluster.md describes it; in the end no process of them is left.
+
+    Its output is in host-0.log and host-1.log. The name of this machine does not lead to the address of a namespace.
+    """
     variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
     rendezvous = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address(0)}:29400", "--rdzv-id", "run")
     started = []
     for host, name in enumerate(namespaces):
-        launch = ("--nnodes", "2", "--nproc-per-node", "1", *rendezvous, "--local-addr", address(host))
-        words = ("-m", "torch.distributed.run", *launch, "--max-restarts", "2", "-m", *WORDS)
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", name, sys.executable, *words],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(REPO), **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        own = ("--local-addr", address(host), "--rdzv-conf", f"is_host={int(host == 0)}")
+        launch = ("--nnodes", "2", "--nproc-per-node", "1", *rendezvous, *own, "--max-restarts", "2")
+        with (folder / f"host-{host}.log").open("wb") as log:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *launch, "-m", *WORDS],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(REPO), **variables},
+                stdout=log,
+                stderr=log,
+            )
         started.append(process)
     try:
         yield started
@@ -55,7 +68,11 @@ def torchruns(folder: Path, namespaces: list[str]) -> Iterator[list[subprocess.P
                 for child in psutil.Process(process.pid).children(recursive=True):
                     child.kill()
             process.kill()
-            process.communicate()
+            process.wait()
+
+
+def output(folder: Path) -> str:
+    return "".join((folder / f"host-{host}.log").read_text() for host in (0, 1))
 
 
 def saved_step(run: Path, rank: int) -> int:
@@ -72,13 +89,12 @@ def test_two_hosts_restart_when_the_process_of_the_second_one_is_killed(tmp_path
         deadline = time.monotonic() + SECONDS
         while min(saved_step(run, rank) for rank in (0, 1)) < 960:
             assert time.monotonic() < deadline
-            assert all(process.poll() is None for process in started), started[0].communicate()
+            assert all(process.poll() is None for process in started), output(tmp_path)
             time.sleep(0.1)
         (worker,) = psutil.Process(started[1].pid).children()
         worker.send_signal(signal.SIGKILL)
-        outputs = [process.communicate(timeout=SECONDS)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs
-    assert "Signal 9 (SIGKILL)" in outputs[1]
+        assert [process.wait(timeout=SECONDS) for process in started] == [0, 0], output(tmp_path)
+    assert "Signal 9 (SIGKILL)" in output(tmp_path)
     run_processes(undisturbed, 2, "-m", *WORDS)
     for rank in (0, 1):
         ours, theirs = (
