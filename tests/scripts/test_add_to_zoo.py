@@ -169,6 +169,19 @@ def test_a_generator_is_added_with_its_distances_before_and_after_rounding(zoo_f
         add_to_zoo.main(words)
 
 
+def test_a_generator_of_frames_is_added_with_the_distance_of_a_random_network(zoo_folder: Path) -> None:
+    run = make_run(Path.cwd(), "frames", "--data", "frames:zerokara/Catch-v0", "--frames", "300")
+    add_to_zoo.main([str(run), "catch-frames", "--threads", "1"])
+    metadata = GeneratorMetadata.read_metadata(zoo_folder / "generators" / "catch-frames.safetensors")
+    assert metadata is not None
+    assert (metadata.data, metadata.config["data"]) == ("Catch-v0", "frames:zerokara/Catch-v0")
+    assert metadata.figures["random_fd"] == pytest.approx(metadata.figures["random_fd_float16"], rel=0.05)
+    assert "fcd" not in metadata.figures
+    assert (metadata.protocol["classifier"], metadata.protocol["real_images"]) == (None, 100)
+    assert metadata.protocol["real"] == "100 images of Catch-v0, test split"
+    assert Sampler.load("catch-frames", threads=1).sample(2).shape == (2, 84, 84, 1)
+
+
 PROTOCOL = {"real": "100 of files in /home/somebody, test split", "real_images": 100, "split": "test"}
 
 
