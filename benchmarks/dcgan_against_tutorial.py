@@ -39,7 +39,7 @@ from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.compute import TrainStep
 from zerokara.core.config import UserError, run_main
-from zerokara.core.data import DATASETS, ImageSet
+from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
 from zerokara.core.training_program import choose_compute
@@ -273,18 +273,25 @@ def quality(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, A
 
 
 def refuse_own_files(config: Config) -> None:
-    """Refuse pictures of one's own, for which a run chooses image size, background, held-out images and augmentation.
+    """Refuse pictures of one's own, if a run would choose image size, background, held-out images or augmentation.
 
     The tutorial, and the real images of the comparison, would be without these choices.
 
     Raises:
-        UserError: --data is the path of a folder, a zip file or an LSUN database.
+        UserError: --data is the path of a folder, a zip file or an LSUN database, and a setting is left to choose.
     """
-    if is_own(config):
+    if not is_own(config):
+        return
+    chosen = {
+        "--image-size": not config.image_size,
+        "--background": config.background == "auto",
+        "--held-out-images": not config.held_out_images,
+        "--no-augment-few-images": config.augment_few_images and not (config.diffaugment or config.ada),
+    }
+    if missing := [option for option, is_chosen in chosen.items() if is_chosen]:
         raise UserError(
             f"--data {config.data} is a path, and a run on pictures of one's own chooses settings that the tutorial "
-            f"would not have: give one of {', '.join(DATASETS)}, frames:<environment id>, or the name of a folder or "
-            f"zip file in --data-dir."
+            f"would not have: give {', '.join(missing)}."
         )
 
 

@@ -1,8 +1,8 @@
 """Recipes of generative.dcgan that benchmarks.dcgan_by_clock compares: sets of options, by name.
 
-`fast` and `r3` are the presets of these names, and `-signed` gives the discriminator images from -1 to 1. The others
-have the tutorial's channels, twice those of `fast`; those whose names begin with spectral or r1 have no BatchNorm in
-the discriminator and no instance noise.
+`fast` and `r3` are the presets of these names, `-signed` gives the discriminator images from -1 to 1, and
+`-diffaugment` and `-ada` augment its input. The others have the tutorial's channels, twice those of `fast`; those
+whose names begin with spectral or r1 have no BatchNorm in the discriminator and no instance noise.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ _SPECTRAL = (
     *(*_NO_NORM, "--spectral-norm", "--loss", "hinge"),
     *("--generator-learning-rate", "5e-4", "--discriminator-learning-rate", "5e-4"),
 )
+_DIFFAUGMENT = ("--diffaugment", "color", "translation", "cutout")
+_ADA = ("--ada", "blit", "geometry", "color")
 _R1 = (*_NO_NORM, "--r1", "0.05", "--penalty-every-updates", "16")
 RECIPES: Mapping[str, Sequence[str]] = {
     "fast": (),
     "fast-signed": _SIGNED,
+    "fast-diffaugment": _DIFFAUGMENT,
+    "fast-ada": _ADA,
     "wide": _WIDE,
     "spectral": _SPECTRAL,
     "spectral-conditional": (*_SPECTRAL, "--conditional"),
@@ -31,8 +35,8 @@ RECIPES: Mapping[str, Sequence[str]] = {
     "r1-ema-50": (*_R1, "--ema-half-life-updates", "50"),
     "r1-ema-1000": (*_R1, "--ema-half-life-updates", "1000"),
     "r1-batch-256": (*_R1, "--batch-size", "256", "--accumulation-steps", "4"),
-    "r1-ada": (*_R1, "--ada", "blit", "geometry", "color"),
-    "r1-diffaugment": (*_R1, "--diffaugment", "color", "translation", "cutout"),
+    "r1-ada": (*_R1, *_ADA),
+    "r1-diffaugment": (*_R1, *_DIFFAUGMENT),
     "r1-flip": (*_R1, "--flip"),
     "r1-conditional": (*_R1, "--conditional"),
     "r1-relativistic": (*_R1, "--loss", "relativistic"),

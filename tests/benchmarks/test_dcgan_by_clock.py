@@ -6,12 +6,15 @@ import itertools
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 
 from benchmarks import dcgan_against_tutorial as tutorial
@@ -25,7 +28,7 @@ from zerokara.core.data import ImageSet, glyphs
 from zerokara.core.models import lite0
 from zerokara.core.zoo.registry import find_file
 from zerokara.generative import dcgan
-from zerokara.generative.gan.config import PRESETS, Config
+from zerokara.generative.gan.config import PRESETS, Config, read_config
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import check_discriminator
 from zerokara.generative.gan.sampler import Sampler
@@ -293,12 +296,29 @@ def test_an_evaluation_just_before_the_end_counts(training: type[Training], monk
 def test_pictures_of_ones_own_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their runs have settings that the tutorial, and the images of the comparison, would not have."""
     use_random_weights(monkeypatch)
-    message = r"is a path, and .*: give one of glyphs, mnist, .*frames:<environment id>, or the name of a folder"
+    message = r"is a path, and .*: give --image-size, --background, --held-out-images, --no-augment-few-images\.$"
     for command in ("recipes", "tutorial"):
         with pytest.raises(UserError, match=message):
             clock.main([command, "--data", str(tmp_path)])
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message.replace("--image-size, ", "")):
         tutorial.main(["quality", "--data", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["fast", "fast-diffaugment", "fast-ada"])
+def test_pictures_of_ones_own_need_all_that_a_run_would_choose(name: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for index in range(90):
+        pixels = random.integers(256, size=(36, 32 + index % 3, 4), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index:02}.png")
+    arguments = SimpleNamespace(data=str(tmp_path), image_size=32, minutes=1.0)
+    given = ["--background", "white", "--held-out-images", "10", "--batch-size", "16"]
+    if name == "fast":
+        with pytest.raises(UserError, match=r"give --no-augment-few-images\.$"):
+            clock.Recipe(name, arguments, given)  # type: ignore[arg-type]
+    recipe = clock.Recipe(name, arguments, [*given, "--no-augment-few-images"])  # type: ignore[arg-type]
+    config, data = Data.load_with_defaults(read_config(recipe.words))
+    assert replace(config, name="") == recipe.config, "the run chooses nothing"
+    assert (data.train.shape, len(data.held_out)) == ((3, 32, 32), 10)
 
 
 def test_a_command_that_fails_or_was_interrupted_has_no_time(

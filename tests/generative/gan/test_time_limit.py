@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.generative.finished_run import FEW, TINY
 from tests.programs import metrics, run_processes
@@ -51,7 +52,7 @@ def test_updates_and_an_evaluation_are_measured(monkeypatch: pytest.MonkeyPatch)
     """Updates take 2 s and an evaluation 30 s, so the measurement takes 52 s of 10.5 minutes with a margin of 5%."""
     now, updates = [0.0], [0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    original, scores, printed = dcgan.update, Evaluator.scores, list[str]()
+    original, scores, printed, state = dcgan.update, Evaluator.scores, list[str](), torch.get_rng_state()
 
     def slow_update(*args: Any) -> None:
         now[0] += 2.0
@@ -64,6 +65,7 @@ def test_updates_and_an_evaluation_are_measured(monkeypatch: pytest.MonkeyPatch)
 
     def train(config: Any, run: Any, *_: Any) -> str:
         assert run.extra["updates"] == config.updates
+        assert torch.equal(torch.get_rng_state(), state)
         printed.append(str(config.updates))
         return "the end"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.data import glyphs
 from zerokara.core.distributed import World
 from zerokara.vision import classify
+from zerokara.vision.classification import clock
 from zerokara.vision.classification.clock import measure_epochs
 from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training
@@ -100,3 +102,29 @@ def test_the_duration_follows_from_the_measured_speed(monkeypatch: pytest.Monkey
     assert torch.equal(torch.get_rng_state(), state)
     assert seconds_of(1) == pytest.approx(19)
     assert seconds_of(31) == pytest.approx(31 * 19)
+
+
+def test_processes_divide_the_validation_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 images at .1 s each are 10 s for each of two processes, after 4 updates of .5 s."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class TwoProcesses:
+        updates_per_epoch = 4
+
+        def __init__(self, *_: Any) -> None:
+            self.read_metrics = lambda: {"train/loss": torch.zeros(())}
+
+        def next_batch(self) -> int:
+            return 50
+
+        def update(self, index_B: int) -> None:
+            now[0] += 0.01 * index_B
+
+        def score(self, subset: Any) -> None:
+            now[0] += 0.1 * len(subset)
+
+    monkeypatch.setattr(clock, "Training", TwoProcesses)
+    config = parse(Config, PRESETS, [*TINY, "--minutes", "10"], "")
+    world: Any = SimpleNamespace(size=2, broadcast_value=lambda value: value)
+    assert measure_epochs(config, Data.load(config), Compute(threads=1), world)(1) == pytest.approx(4 * 0.5 + 10 + 1)
