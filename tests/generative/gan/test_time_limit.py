@@ -49,7 +49,7 @@ def test_seconds_of_a_run_with_its_evaluations(updates: int, every: int, seconds
 
 
 def test_updates_and_an_evaluation_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Updates take 2 s and an evaluation 30 s, so the measurement takes 52 s of 10.5 minutes with a margin of 5%."""
+    """Updates take 2 s and an evaluation 30 s, so the measurement takes 52 s of 10.5 minutes; the start takes 6 s."""
     now, updates = [0.0], [0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     original, scores, printed, state = dcgan.update, Evaluator.scores, list[str](), torch.get_rng_state()
@@ -69,13 +69,18 @@ def test_updates_and_an_evaluation_are_measured(monkeypatch: pytest.MonkeyPatch)
         printed.append(str(config.updates))
         return "the end"
 
+    def slow_choice(*_: Any) -> Compute:
+        now[0] += 6.0
+        return Compute(threads=1)
+
+    monkeypatch.setattr(dcgan, "choose_compute", slow_choice)
     monkeypatch.setattr(dcgan, "update", slow_update)
     monkeypatch.setattr(Evaluator, "scores", slow_scores)
     monkeypatch.setattr(dcgan, "train", train)
     dcgan.main([*WORDS, "--name", "a", "--minutes", "10.5", "--eval-every-updates", "100"])
     assert updates == [3 + 8], "more would take longer than 15 s"
-    # 598.5 s without the margin, 52 s measured, 31 s for each of 3 evaluations and the floor, and 2 s at the end.
-    assert printed == [str(int((598.5 - 52 - 4 * 31 - 2) / 2))]
+    # 598.5 s without the margin of 5%, 31 s for each of 3 evaluations and the floor, and 2 s at the end.
+    assert printed == [str(int((598.5 - 6 - 52 - 4 * 31 - 2) / 2))]
 
 
 @pytest.fixture

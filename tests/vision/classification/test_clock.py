@@ -16,6 +16,7 @@ from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.data import glyphs
 from zerokara.core.distributed import World
+from zerokara.core.run import Run
 from zerokara.vision import classify
 from zerokara.vision.classification import clock
 from zerokara.vision.classification.clock import measure_epochs
@@ -61,6 +62,21 @@ def test_number_of_epochs_is_measured_only_once(
     assert checkpoint.load(Path("runs/clock/checkpoint-0.pt"), "classify")["updates"] == 16
     classify.main([*TINY, "--quiet", "--name", "epochs", "--epochs", "2", "--warmup-epochs", "0.4"])
     assert metrics(Path("runs/clock")) == metrics(Path("runs/epochs"))
+
+
+def test_the_start_of_the_program_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow_choice(*_: Any) -> Compute:
+        now[0] += 35.0
+        return Compute(threads=1)
+
+    monkeypatch.setattr(classify, "choose_compute", slow_choice)
+    monkeypatch.setattr(classify, "measure_epochs", lambda *_: lambda epochs: 40.0 * epochs)
+    monkeypatch.setattr(classify, "train", lambda config, *_: f"{config.epochs} epochs")
+    classify.main([*TINY, "--name", "clock", "--minutes", "2"])
+    assert Run.read_config(Path("runs/clock"))["extra"]["epochs"] == 1  # 114 s without the margin; 79 s remain
 
 
 @pytest.mark.parametrize(("seconds", "updates"), [(0.1, 3 + 50), (1.0, 3 + 10), (6.0, 1 + 3), (20.0, 1 + 1)])
