@@ -24,7 +24,7 @@ from zerokara.core.command_line import check_command_line
 from zerokara.core.config import UserError, format_count, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.zoo import registry as zoo
-from zerokara.vision.segmentation.config import KIND, Config, read_config
+from zerokara.vision.segmentation.config import KIND, Config, read_config, width_of
 
 if __name__ == "__main__":
     check_command_line(read_config, __doc__)  # before the imports below, which take seconds
@@ -104,7 +104,7 @@ def load_weights(config: Config, network: Segmenter) -> list[str]:
 def _mismatch_message(config: Config, report: LoadReport, loaded: int, total: int) -> str:
     return (
         f"Only {loaded} of {total} tensors of {report.source} fit a {config.backbone} with --width-multiplier "
-        f"{config.width_multiplier:g} and --stem {config.stem}: give the --backbone, --width-multiplier and --stem "
+        f"{width_of(config):g} and --stem {config.stem}: give the --backbone, --width-multiplier and --stem "
         f"that it was trained with; they are in its config.json and in the list of "
         f"{program_command('core.zoo')}."
     )

@@ -27,7 +27,7 @@ from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision import segment, segment_predict
 from zerokara.vision.segmentation import learner
-from zerokara.vision.segmentation.config import PRESETS, Config
+from zerokara.vision.segmentation.config import PRESETS, Config, width_of
 from zerokara.vision.segmentation.networks import SegmenterMetadata, make_segmenter
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -287,7 +287,7 @@ def test_presets_can_be_built(preset: str) -> None:
             image_size=(180, 240),
             classes=11,
             decoder_channels=config.decoder_channels,
-            width=config.width_multiplier,
+            width=width_of(config),
             **options,
         )
     assert network.classes == 11

@@ -6,8 +6,8 @@ step, an epoch is one pass over the training images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -76,8 +76,8 @@ class Config(NormalizationOptions, BatchNormOptions):
     that it uses."""
     backbone: str = "resnet18"
     """Name of the backbone (SegNet: a VGG); python -m core.backbones lists them."""
-    width_multiplier: Annotated[float, Range(0.1, 16)] = 0.45
-    """Factor on the number of channels. Only for backbones that have this option."""
+    width_multiplier: Annotated[float | None, Range(0.1, 16)] = None
+    """Factor on the number of channels; None: 0.45 for resnet18, else 1. Only for backbones that have this option."""
     stem: Stem = "medium"
     """First layers of the backbone. paper is for images of 224 pixels, medium for 64 to 128, small for 32 to 64. A
     stem for smaller images has finer feature maps. Only for backbones that have this option."""
@@ -178,6 +178,13 @@ class Config(NormalizationOptions, BatchNormOptions):
         )
 
 
+def width_of(config: Config) -> float:
+    """Return the factor on the number of channels. The narrow resnet18 is that of `photographs` in the zoo."""
+    if config.width_multiplier is not None:
+        return config.width_multiplier
+    return 0.45 if config.backbone == "resnet18" else 1.0
+
+
 def height_width(pixels: tuple[int, ...], flag: str) -> tuple[int, int] | None:
     """Return (H, W) for the values of a flag: none, one number for a square, or two numbers.
 
@@ -246,6 +253,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+
+def _adjust(config: Config, given: Collection[str]) -> Config:
+    """Fill in the width, so that it is saved with the run, and refuse a backbone that would not be whitened."""
+    return refuse_whitening(replace(config, width_multiplier=width_of(config)), given)
+
+
 read_config = partial(
     configure,
     Config,
@@ -253,6 +266,6 @@ read_config = partial(
     kind=KIND,
     name_fields=("data", "network", "preset", "seed"),
     changeable=CHANGEABLE,
-    adjust=refuse_whitening,
+    adjust=_adjust,
 )
 """Reads the config from the command line; with --resume, from the run's folder."""

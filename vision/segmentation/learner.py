@@ -27,7 +27,7 @@ from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.core.run import Run
 from zerokara.core.sharding import evaluate_shards
-from zerokara.vision.segmentation.config import Config, height_width
+from zerokara.vision.segmentation.config import Config, height_width, width_of
 from zerokara.vision.segmentation.losses import median_frequency_weights, pixel_loss, total_weight
 from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 from zerokara.vision.segmentation.scoring import PixelCounts, PixelScores, count, pixel_scores
@@ -188,7 +188,7 @@ def make_metadata(config: Config, images: Data) -> SegmenterMetadata:
         mean, std = expected_moments(config)
     # The defaults of the config set a width and a stem, but not every backbone has these options.
     available = option_names(config.backbone)
-    values = {"width": config.width_multiplier, "stem": config.stem}
+    values = {"width": width_of(config), "stem": config.stem}
     options: dict[str, Any] = {name: value for name, value in values.items() if name in available}
     return SegmenterMetadata(
         network=config.network,
