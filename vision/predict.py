@@ -46,8 +46,9 @@ class Options:
     """Number of predictions for each image."""
     as_is: bool = False
     """Convert images to the size and channels of the network, without any other preprocessing."""
-    background: Background = "auto"
-    """Color behind transparent pixels; auto: white, or black for images that are almost white."""
+    background: Background | None = None
+    """Color behind transparent pixels. None: as in the training images; auto: white, or black for images that are
+    almost white."""
     views: Literal[1, 2, 5, 10] = 1
     """Views of each image over which probabilities are averaged. 2: horizontal flip; 5: shifts by one pixel; 10:
     both."""
@@ -84,9 +85,13 @@ if TYPE_CHECKING:
 
 
 def read_images(
-    files: Sequence[Path], metadata: ClassifierMetadata, *, as_is: bool, background: Background = "auto"
+    files: Sequence[Path], metadata: ClassifierMetadata, *, as_is: bool, background: Background | None = None
 ) -> tuple[dict[Path, PreparedImage], list[str]]:
-    """Read images and prepare them for the network. Return them, and an error message for each unreadable file."""
+    """Read images and prepare them for the network. Return them, and an error message for each unreadable file.
+
+    Without a background, transparent pixels get that of the training images.
+    """
+    background = background or metadata.background
     prepared, errors = {}, []
     for file in files:
         try:

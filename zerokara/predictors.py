@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from zerokara.core.choices import Background
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.image_files import convert_channels, decode, read_image, resize_and_crop
@@ -68,6 +69,9 @@ class Detection:
 class Predictor(ABC, Generic[ResultT]):
     """Trained network that maps an image to a result."""
 
+    background: Background = "auto"
+    """Color behind transparent pixels."""
+
     def predict(self, image: ImageInput) -> ResultT:
         """Return the result for an image.
 
@@ -84,7 +88,7 @@ class Predictor(ABC, Generic[ResultT]):
         """
         if isinstance(images, str | Path):
             raise UserError(f"Several images are expected, got {str(images)!r}: for one image, call predict.")
-        arrays = [read(image) for image in images]
+        arrays = [read(image, self.background) for image in images]
         return self._results(arrays) if arrays else []
 
     @abstractmethod
@@ -97,6 +101,7 @@ class Classifier(Predictor[Prediction]):
 
     def __init__(self, network: ClassifierNetwork, metadata: ClassifierMetadata, compute: Compute) -> None:
         self.network, self.metadata, self.compute = compute.module(network), metadata, compute
+        self.background = metadata.background
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -164,16 +169,20 @@ class Captioner(Predictor[str]):
         return generate_captions(self.network, extract_features(self.network, self.compute, images_NCHW))
 
 
-def read(image: ImageInput) -> np.ndarray:
+def read(image: ImageInput, background: Background = "auto") -> np.ndarray:
     """Read an image as an array (H, W, C) uint8, C = 1 (grayscale) or 3 (RGB).
+
+    Args:
+        image: path, array or picture of Pillow.
+        background: color behind transparent pixels.
 
     Raises:
         UserError: the file cannot be read, or the array has another shape or type.
     """
     if isinstance(image, str | Path):
-        return read_image(Path(image).expanduser())
+        return read_image(Path(image).expanduser(), background=background)
     if isinstance(image, Image.Image):
-        return _decode(image)
+        return _decode(image, background)
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -183,10 +192,10 @@ def read(image: ImageInput) -> np.ndarray:
             f"picture of Pillow, got {array.dtype} of shape {array.shape}: values from 0 to 1 are converted by "
             f"(255 * x).round().astype('uint8'), channels first by x.transpose(1, 2, 0)."
         )
-    return _decode(Image.fromarray(array)) if array.shape[2:] == (4,) else np.atleast_3d(array)
+    return _decode(Image.fromarray(array), background) if array.shape[2:] == (4,) else np.atleast_3d(array)
 
 
-def _decode(picture: Image.Image) -> np.ndarray:
+def _decode(picture: Image.Image, background: Background) -> np.ndarray:
     """Convert a picture as if it came from a file.
 
     Raises:
@@ -202,7 +211,7 @@ def _decode(picture: Image.Image) -> np.ndarray:
         upright.save(png, "PNG")
     except Exception as error:  # noqa: BLE001  (the readers of Pillow raise many types on invalid bytes)
         raise UserError(f"A picture of Pillow cannot be read ({error_summary(error)}): give another one.") from None
-    return decode(png.getvalue(), "the image")
+    return decode(png.getvalue(), "the image", background=background)
 
 
 def load_classifier(

@@ -20,6 +20,7 @@ from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.googlenet import GoogLeNetHead
 from zerokara.core.backbones.heads import PooledHead
 from zerokara.core.backbones.registry import BackboneName, make_backbone
+from zerokara.core.choices import Background
 from zerokara.core.config import UserError
 from zerokara.core.models.model_file import NormalizedMetadata
 from zerokara.core.models.weights import LoadReport, load_copy, read_tensors
@@ -132,6 +133,7 @@ class ClassifierMetadata(NormalizedMetadata[Classifier]):
     image_size: tuple[int, int]  # (H, W)
     options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone: width, stem, ...
     dropout: float | None = None
+    background: Background = "auto"  # color behind transparent pixels of the training images
 
     def build(self) -> Classifier:
         """Create the network with randomly initialized weights."""

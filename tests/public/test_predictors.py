@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 
 import zerokara
+from zerokara.core.choices import Background
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
+from zerokara.core.data.image_files import read_image
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.learner import make_generator
 from zerokara.generative.gan.sampler import Sampler
@@ -51,10 +54,12 @@ def test_an_array_a_picture_and_a_file_are_the_same_image(shape: tuple[int, ...]
     picture = Image.fromarray(array[..., 0] if shape[2:] == (1,) else array)
     path = tmp_path / "image.png"
     picture.save(path)
-    expected = read(path)
-    assert expected.shape == (40, 50, 1 if shape[2:] in ((), (1,)) else 3)
-    for image in (array, picture, str(path)):
-        np.testing.assert_array_equal(read(image), expected)
+    assert read(path).shape == (40, 50, 1 if shape[2:] in ((), (1,)) else 3)
+    backgrounds: tuple[Background, ...] = ("auto", "white", "black")
+    for background in backgrounds:
+        expected = read_image(path, background=background)
+        for image in (array, picture, str(path)):
+            np.testing.assert_array_equal(read(image, background), expected)
 
 
 def test_a_picture_is_turned_by_its_exif_orientation_as_its_file_is(tmp_path: Path) -> None:
@@ -117,6 +122,26 @@ def test_a_classifier_of_the_zoo() -> None:
         classifier.predict_batch("photo.png")
     with pytest.raises(UserError, match="There is no digit"):
         zerokara.load_classifier("digit")
+
+
+def test_a_classifier_places_transparent_images_on_the_background_of_its_training(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    metadata = ClassifierMetadata(
+        backbone="deep_cnn",
+        head="pooled",
+        classes=("a", "b"),
+        channels=3,
+        image_size=(40, 50),
+        options={"width": 0.1},
+        background="black",
+        **NORMAL,
+    )
+    save(metadata, file)
+    classifier = zerokara.load_classifier(file, threads=1)
+    transparent = np.concatenate([drawing(), drawing()[..., :1]], axis=2)
+    black = read(transparent, "black")
+    assert classifier.predict(transparent) == classifier.predict(black)
+    assert classifier.predict(transparent) != classifier.predict(read(transparent, "white"))
 
 
 def test_a_segmenter(tmp_path: Path) -> None:

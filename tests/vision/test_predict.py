@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.programs import error_message
+from zerokara.core.choices import Background
 from zerokara.core.config import UserError
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import registry as zoo
@@ -73,7 +74,7 @@ def test_views_are_averaged(run: Path, sheets: Path, capsys: pytest.CaptureFixtu
     assert predictions[0] != predictions[1]
 
 
-def untrained(folder: Path, classes: tuple[str, ...], side: int = 32) -> Path:
+def untrained(folder: Path, classes: tuple[str, ...], side: int = 32, background: Background = "auto") -> Path:
     """Save an untrained network with another input size."""
     torch.manual_seed(1)
     metadata = ClassifierMetadata(
@@ -86,6 +87,7 @@ def untrained(folder: Path, classes: tuple[str, ...], side: int = 32) -> Path:
         std=(0.3,),
         options={"width": 0.25},
         dropout=0.0,
+        background=background,
     )
     metadata.save(folder, metadata.build().state_dict())
     return folder
@@ -108,6 +110,28 @@ def test_probabilities_of_several_classifiers_are_averaged(
         assert results[2][name] == pytest.approx((results[0][name] + results[1][name]) / 2, abs=2e-6)
     predict.main([str(run), str(sheets / "3.jpg"), "--also", str(second), "--device", "cpu"])
     assert "mean probabilities of 2 classifiers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [([], ["black", "white"]), (["--background", "auto"], ["auto", "auto"])]
+)
+def test_transparent_pixels_get_the_background_of_the_training_images(
+    words: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backgrounds: list[str] = []
+
+    def read_image(path: Path, *, background: str) -> np.ndarray:
+        backgrounds.append(background)
+        return np.zeros((32, 32, 1), np.uint8)
+
+    monkeypatch.setattr(predict, "read_image", read_image)
+    first, second = (
+        str(untrained(tmp_path / f"{background}.safetensors", ("a", "b"), background=background))
+        for background in ("black", "white")
+    )
+    (tmp_path / "a.png").touch()
+    predict.main([first, str(tmp_path / "a.png"), "--also", second, *words, "--json", "--device", "cpu"])
+    assert backgrounds == expected
 
 
 def test_classifiers_that_cannot_be_averaged_are_rejected(run: Path, sheets: Path) -> None:

@@ -195,6 +195,7 @@ def make_metadata(config: Config, images: Data) -> ClassifierMetadata:
         std=std,
         options={name: value for name, value in options.items() if value != defaults[name]},
         dropout=config.dropout,
+        background=config.background,
         data=images.train.source,
         command=command(),
     )

@@ -52,6 +52,10 @@ def weights(module: torch.nn.Module) -> list[Tensor]:
 # ---- data
 
 
+def test_the_model_file_has_the_background_of_transparent_pixels() -> None:
+    assert training(background="black").metadata.background == "black"
+
+
 def test_validation_images_are_the_same_for_every_seed_and_not_in_the_training_set(few_images: ImageSet) -> None:
     loaded = [Data.load(Config(seed=seed, train_images=50, **PLAIN)) for seed in (1, 2, 3)]
     for one in loaded:
