@@ -47,7 +47,7 @@ from zerokara.core.time_limit import length_in_time_limit
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
 from zerokara.vision.classification.clock import measure_epochs, with_epochs
-from zerokara.vision.classification.learner import Data, Training, load_split, make_metadata
+from zerokara.vision.classification.learner import Data, Training, load_split, make_metadata, with_background
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
 from zerokara.vision.training.supervised import save_result
@@ -153,6 +153,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     check_sync_batch_norm(config, world)
+    config, lines = with_background(config)
     images = Data.load(config)
     config = decide_normalization(config, images.train.shape[0])
     with on_meta_device():  # a network that cannot be built is rejected before a run folder is created
@@ -166,6 +167,8 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     timed = TrainStep(partial(probe_update, Training, config, images), batch_size, config.accumulation_steps)
     with open_run(config, KIND, world) as run:
         run.callback = callback
+        for line in lines:
+            run.print(line)
         keep_classes(run, images.train, resume=config.resume, model_file=MODEL_FILE)
         compute = run.compute(lambda: choose_compute(config, world, timed, updates), 1)
         if config.minutes:

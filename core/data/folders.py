@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from zerokara.core.data import lsun
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.file_reading import read_file, read_member
 from zerokara.core.data.image_files import (
+    OPAQUE_SUFFIXES,
     SUFFIXES,
     UNSUPPORTED_SUFFIXES,
     decode_all,
@@ -101,6 +103,25 @@ def load_folders(
     jpeg = ", JPEG" if {_suffix(names[index]) for index in kept} <= {".jpg", ".jpeg"} else ""
     source = f"{path.stem} ({split}), {layout} in {path}{jpeg}"
     return image_set(images_NCHW, labels_N, classes, source, audit.messages())
+
+
+def training_files(path: Path, progress: Progress | None) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Iterate over the training images of `load_folders` that may have transparency: names, and functions that read.
+
+    Raises:
+        UserError: as `load_folders`, without reading an image.
+    """
+    if path.is_dir() and (databases := lsun.databases(path)):
+        for splits in databases.values():
+            with lsun.opened(splits["train"], progress) as (keys, read):
+                chosen = keys if "test" in splits else _select_split(keys, "train")
+                yield from ((key, partial(read, key)) for key in chosen)
+        return
+    with opened(path) as (members, read):
+        labels = read_labels(members, read, str(path))
+        listings, _ = _splits(members, path, Audit()) if labels is None else _labeled(members, labels, path, Audit())
+        names = [name for pictures in listings["train"].classes.values() for name in pictures]
+        yield from ((name, partial(read, name)) for name in names if _suffix(name) not in OPAQUE_SUFFIXES)
 
 
 def count_others(paths: Sequence[str], audit: Audit) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from zerokara.core.choices import Background
 from zerokara.core.config import UserError, suggest
 from zerokara.core.data import cifar, glyphs
+from zerokara.core.data.backgrounds import visible_lumas
 from zerokara.core.data.download import Remote, fetch
 from zerokara.core.data.emnist import NAMES as EMNIST_NAMES
 from zerokara.core.data.emnist import check_no_emnist, find_emnist, load_emnist
-from zerokara.core.data.folders import load_folders
+from zerokara.core.data.folders import load_folders, training_files
 from zerokara.core.data.idx import has_idx, load_idx
 from zerokara.core.data.image_files import convert_image_set
 from zerokara.core.data.types import ImageSet, Progress, Split
@@ -73,6 +74,24 @@ def load(
         f"There is no data set {data!r}{suggest(data, [*DATASETS, *list_data(folder)])}: give one of "
         f"{', '.join(DATASETS)}, the path of a folder or zip of class folders, or the name of one in {folder}."
     )
+
+
+def training_lumas(data: str, data_dir: Path | None, progress: Progress | None) -> list[float]:
+    """Return the luma of each training image with transparency, see `visible_lumas`; none for a named data set.
+
+    Args:
+        data: as for `load`.
+        data_dir: as for `load`.
+        progress: callback.
+
+    Raises:
+        UserError: as `load`, except that a set that does not exist has no images.
+    """
+    found = None if data in DATASETS else find_data(data, data_folder(data_dir))
+    if found is None:
+        return []
+    check_no_emnist(found)
+    return visible_lumas(training_files(found, progress), progress)
 
 
 def data_folder(data_dir: Path | None) -> Path:

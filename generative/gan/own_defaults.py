@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from zerokara.core.choices import Background
-from zerokara.core.config import UserError, format_count
+from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, Progress
 from zerokara.core.data.audit import Audit
-from zerokara.core.data.image_files import LIGHT, OPAQUE_SUFFIXES, read_size, read_visible_luma
+from zerokara.core.data.backgrounds import choose_background, describe_background
+from zerokara.core.data.image_files import OPAQUE_SUFFIXES, read_size, read_visible_luma
 from zerokara.generative.gan.config import FRAMES, Config
 from zerokara.generative.gan.image_members import MIN_SIDE, check_readable_side, open_members
 
@@ -93,15 +93,6 @@ def choose_size(sizes: Counter[tuple[int, int]]) -> tuple[int, ...]:
     return (next((side for side in SIDES if side <= median), SIDES[-1]),)
 
 
-def choose_background(lumas: list[float]) -> tuple[Background, int, int]:
-    """Return the color for all images with transparency, and how many cannot be told from black and from white.
-
-    These are images whose visible parts have nearly the luma of the color (0 to 255).
-    """
-    dark, light = sum(luma < 255 - LIGHT for luma in lumas), sum(luma > LIGHT for luma in lumas)
-    return "black" if light > dark else "white", dark, light
-
-
 def held_out_images(number: int) -> int:
     """Return the number of held-out images: a twelfth of `number`, but at least 50, or a fifth if that is less."""
     return min(MAX_HELD_OUT, max(number // 12, min(MIN_HELD_OUT, number // MAX_FRACTION)))
@@ -122,12 +113,8 @@ def for_reading(config: Config, progress: Progress | None) -> tuple[Config, list
         config = replace(config, image_size=choose_size(found.sizes))
         lines.append(f"{config.data}: {_describe_size(found.sizes, config.image_size)}")
     if found.lumas and transparency:
-        background, dark, light = choose_background(found.lumas)
-        config = replace(config, background=background)
-        lines.append(
-            f"{config.data}: {format_count(len(found.lumas), 'image')} with transparency, all placed on {background} "
-            f"({light:,} cannot be told from white, {dark:,} from black); --background chooses the color."
-        )
+        config = replace(config, background=choose_background(found.lumas)[0])
+        lines.append(describe_background(config.data, found.lumas))
     return config, lines
 
 

@@ -67,7 +67,8 @@ class Config(NormalizationOptions, BatchNormOptions):
     grayscale: bool | None = None
     """Convert images to grayscale (None: keep the data's channels)."""
     background: Background = "auto"
-    """Color behind transparent pixels (auto: contrasting)."""
+    """Color behind transparent pixels (auto: contrasting). It is one for all images of a run: black if more of them are
+    nearly white than nearly black, else white."""
     validation_images: OptionalCount = 0
     """Number of training images held out for validation (0: one twelfth). One twelfth of MNIST's training set is 5,000
     of 60,000."""

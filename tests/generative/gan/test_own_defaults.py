@@ -21,7 +21,7 @@ from zerokara.generative.gan import own_defaults
 from zerokara.generative.gan.config import KIND, PRESETS, Config
 from zerokara.generative.gan.config import read_config as read_command_line
 from zerokara.generative.gan.data import Data
-from zerokara.generative.gan.own_defaults import FEW_AUGMENTATION, choose_background, choose_size, held_out_images
+from zerokara.generative.gan.own_defaults import FEW_AUGMENTATION, choose_size, held_out_images
 
 EXIF_TURNED = 6  # the camera was turned: the right half of the file is the lower half of the picture
 
@@ -152,11 +152,6 @@ def test_all_icons_have_one_background(levels: tuple[int, ...], background: str,
     assert " cannot be told from white, " in line
     assert f"90 images with transparency, all placed on {background} (" in line
     assert f"converted: 90 with transparency, placed on {background}" in data.messages
-
-
-def test_the_background_that_fewer_images_resemble() -> None:
-    assert choose_background([225.0, 30.0, 225.0, 100.0]) == ("black", 1, 2)
-    assert choose_background([224.0, 31.0, 30.0, 225.0]) == ("white", 1, 1)
 
 
 @pytest.mark.parametrize("background", ["white", "black"])
