@@ -37,7 +37,7 @@ from zerokara.core.process_checkpoints import LoadProcesses, ProcessCheckpoints
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
 from zerokara.core.resumed_compute import adapt_compute
-from zerokara.core.run_folder import check_name, first_config, lock_folder, read_config
+from zerokara.core.run_folder import check_name, check_resume, first_config, lock_folder, read_config
 from zerokara.core.stop_signals import StopSignals
 from zerokara.core.tensorboard_writer import TensorBoardWriter
 from zerokara.core.tracking import Status, Tracking, connect
@@ -75,7 +75,8 @@ class Run(StopSignals):
 
         Raises:
             UserError: the folder already holds a run, is in use, is missing, or holds a run of another kind; or `name`
-                is not a valid folder name; or the client of the tracking service is not installed.
+                is not a valid folder name; or the client of the tracking service is not installed; or `resume` is not
+                the same in all processes.
         """
         check_name(name)
         self.folder = speed_trial.folder_of_runs(root) / name
@@ -97,7 +98,9 @@ class Run(StopSignals):
             **speed_trial.choice(),
             **(extra or {}),
         }  # as in config.json: a resumed run gets the values of its first start
+        resumes = world.gather(resume)
         with world.raising_together():
+            check_resume(resumes)
             if world.is_main:
                 self._open_folder(config, kind, resume)
         self.extra = world.broadcast_value(self.extra)

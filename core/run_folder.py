@@ -35,6 +35,22 @@ def check_name(name: str) -> None:
         raise UserError(f"--name has {len(name.encode())} bytes: use at most {MAX_NAME_BYTES}.")
 
 
+def check_resume(resumes: Sequence[bool]) -> None:
+    """Check that all processes of a run resume it, or none.
+
+    Args:
+        resumes: True if a process was started with --resume, by rank.
+
+    Raises:
+        UserError: some were, and others were not. They would not make the same calls, and wait for each other.
+    """
+    if any(resumes) and not all(resumes):
+        raise UserError(
+            f"Some processes of this run were started with --resume (such as process {resumes.index(True)}) and others "
+            f"without (such as process {resumes.index(False)}): type the same command on every machine."
+        )
+
+
 def lock_folder(folder: Path, *, resume: bool, remedy: str) -> IO[str]:
     """Create the folder if it does not exist, and lock it. Returns the locked file; closing it unlocks the folder.
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.programs import run_processes
 from zerokara.core import training_program
 from zerokara.core.choices import Precision, Switch
 from zerokara.core.compute import Compute, TrainStep
@@ -231,3 +232,38 @@ def test_a_run_that_a_signal_interrupts_is_tracked_as_killed(tmp_path: Path, mon
     with pytest.raises(Stopped), open_run(Config(), "dqn"):
         os.kill(os.getpid(), signal.SIGTERM)
     assert statuses == ["KILLED"]
+
+
+RESUMES = """
+import os, sys
+from dataclasses import dataclass
+from zerokara.core.config import run_main
+from zerokara.core.distributed import World
+from zerokara.core.run_options import RunOptions
+from zerokara.core.training_program import open_run
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunOptions):
+    name: str = "a"
+
+def main():
+    with open_run(Config(resume=os.environ["RANK"] in sys.argv[1]), "kind", World.from_env("cpu")) as run:
+        run.close()
+
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize(("resuming", "other"), [("0", "1"), ("1", "0")])
+def test_processes_with_and_without_resume_are_refused(tmp_path: Path, resuming: str, other: str) -> None:
+    message = (
+        f"error: Some processes of this run were started with --resume (such as process {resuming}) and others without "
+        f"(such as process {other}): type the same command on every machine.\n"
+    )
+    assert run_processes(tmp_path, 2, "-c", RESUMES, resuming, status=2) == ("", message)
+    assert not list(tmp_path.iterdir())
+    run_processes(tmp_path, 2, "-c", RESUMES, "")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert run_processes(tmp_path, 2, "-c", RESUMES, resuming, status=2) == ("", message)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+    run_processes(tmp_path, 2, "-c", RESUMES, "01")
