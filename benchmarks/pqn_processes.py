@@ -1,6 +1,7 @@
 """Compare what PQN learns in 1, 2 and 4 processes that average gradients or weights, at the same number of steps.
 
     python -m benchmarks.pqn_processes --games Catch Snake --seeds 1 2 3
+    python -m benchmarks.pqn_processes --games Breakout --steps 300000 --results docs/results/pqn-processes-breakout.json
     python -m benchmarks.pqn_processes --table             # the results so far, as a table in Markdown
 
 All runs of a game have the same environments, rollouts, updates and steps in total; processes divide them. Results are
@@ -18,12 +19,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zerokara.agents.benchmarking.atari_sets import SETS, env_id
 from zerokara.agents.pqn import SPIN
 from zerokara.core.config import UserError, run_main
 from zerokara.core.machine import describe_machine, git_commit
 from zerokara.core.metrics import read_metrics
 from zerokara.core.processes.measuring import command, environment
 from zerokara.core.report import read_json, write_json
+from zerokara.envs.arcade import GAMES
 
 RESULTS = Path("docs/results/pqn-processes.json")
 AVERAGES = ("minibatch", "rollout")
@@ -46,11 +49,24 @@ def plan(games: Sequence[str], processes: Sequence[int], seeds: Sequence[int]) -
     return {" ".join(map(str, cell)): cell for cell in cells}
 
 
+def env_of(game: str) -> str:
+    """Return the environment of a game.
+
+    Raises:
+        UserError: there is no such game.
+    """
+    if f"zerokara/{game}-v0" in GAMES:
+        return f"zerokara/{game}-v0"
+    if game in SETS["atari-57"]:
+        return env_id(game)
+    raise UserError(f"There is no game {game!r}: give an arcade game (Catch) or an Atari game (Breakout).")
+
+
 def arguments_of(game: str, every: str, seed: int, steps: int) -> list[str]:
     """Return the command line of a run: epsilon and learning rate fall during five and nine tenths of it."""
     lengths = {"total": steps, "epsilon-decay": steps // 2, "learning-rate-decay": steps * 9 // 10}
     return [
-        *("--env", f"zerokara/{game}-v0", *SETTINGS, "--average-every", every, "--seed", str(seed), "--name", "run"),
+        *("--env", env_of(game), *SETTINGS, "--average-every", every, "--seed", str(seed), "--name", "run"),
         *(word for name, value in lengths.items() for word in (f"--{name}-steps", str(value))),
         *("--eval-every-steps", str(steps // 3), "--checkpoint-every-steps", str(steps)),
     ]
@@ -98,13 +114,15 @@ def format_returns(values: Sequence[float]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Do the runs that are missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--games", nargs="+", default=["Catch"], help="arcade games")
+    parser.add_argument("--games", nargs="+", default=["Catch"], help="arcade or Atari games")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="numbers of processes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds")
     parser.add_argument("--steps", type=int, default=60_000, help="agent steps of a run, in all processes together")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--table", action="store_true", help="print the results so far, and measure nothing")
     options = parser.parse_args(argv)
+    for game in options.games:
+        env_of(game)  # an unknown game is refused before the first run
     results: dict[str, Any] = {"steps": options.steps, "settings": list(SETTINGS), "runs": {}}
     if options.results.exists():
         results = read_json(options.results, steps=int, settings=list, runs=dict)

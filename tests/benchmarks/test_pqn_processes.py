@@ -31,6 +31,9 @@ def test_runs_differ_in_processes_seed_and_average_only() -> None:
         54_000,
     )
     assert config.eval_every_steps == 20_000
+    assert read_config(pqn_processes.arguments_of("Breakout", "rollout", 8, 60_000)).env == "ALE/Breakout-v5"
+    with pytest.raises(UserError, match="no game 'Chess'"):
+        pqn_processes.arguments_of("Chess", "rollout", 8, 60_000)
     # Four processes have eight environments each, and minibatches of eight steps.
     assert config.num_envs % 4 == config.rollout_steps * config.num_envs // 4 % config.num_minibatches == 0
 
