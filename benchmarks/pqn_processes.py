@@ -1,7 +1,7 @@
 """Compare what PQN learns in 1, 2 and 4 processes that average gradients or weights, at the same number of steps.
 
     python -m benchmarks.pqn_processes --games Catch Snake --seeds 1 2 3
-    python -m benchmarks.pqn_processes --games Breakout --steps 300000 --results docs/results/pqn-processes-breakout.json
+    python -m benchmarks.pqn_processes --games Breakout --steps 300000 --results docs/results/pqn-breakout.json
     python -m benchmarks.pqn_processes --table             # the results so far, as a table in Markdown
 
 All runs of a game have the same environments, rollouts, updates and steps in total; processes divide them. Results are

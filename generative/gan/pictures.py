@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +29,11 @@ CURVES = {
 def displayable(images_NCHW: Tensor) -> Tensor:
     """Return images with 1 or 3 channels; of stacked frames, return the newest frame."""
     return images_NCHW if images_NCHW.shape[1] in (1, 3) else images_NCHW[:, -1:]
+
+
+def evenly_spaced(images_NCHW: Tensor, number: int) -> Tensor:
+    """Return this number of images, or all, from the first to the last: those of a folder are in the order of names."""
+    return images_NCHW[torch.linspace(0, len(images_NCHW) - 1, min(number, len(images_NCHW))).round().long()]
 
 
 def image_grid(images_NCHW: Tensor, columns: int | None = None) -> np.ndarray:

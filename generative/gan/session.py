@@ -29,7 +29,7 @@ from zerokara.generative.gan.collapse_monitor import CollapseMonitor
 from zerokara.generative.gan.config import KIND, Config
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import Learner, draw_latents
-from zerokara.generative.gan.pictures import VIDEO_FPS, image_grid, video_frames
+from zerokara.generative.gan.pictures import VIDEO_FPS, evenly_spaced, image_grid, video_frames
 from zerokara.generative.gan.sampler import BEST, Sampler
 
 ESTIMATE_INTERVAL = 2  # log interval after which the duration is estimated; the first includes start-up costs
@@ -82,7 +82,7 @@ class Session:
             source = zoo.find_weights(self.config.pretrained_backbone)
             self.run.print(str(load_pretrained_backbone(self.learner.discriminator.backbone, source)))
         if not resumed:
-            self.run.image("real", 0, image_grid(self.data.train.images[: self.config.preview_images]))
+            self.run.image("real", 0, image_grid(evenly_spaced(self.data.train.images, self.config.preview_images)))
             self.save()
         elif self.config.rollback:
             # The metrics after the best checkpoint are already deleted, so --resume must not return to the last one.
