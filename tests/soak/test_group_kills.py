@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests.programs import wait_until
+from tests.programs import metrics, wait_until
 from tests.soak import group_kills, kills
 from tests.soak.comparison import differences
 
@@ -33,6 +34,33 @@ def test_a_killed_group_is_restarted_and_ends_like_an_undisturbed_one(
     found = differences(tmp_path / "undisturbed" / "runs" / kills.RUN, run)
     assert [each for each in found if not any(part in each for part in group_kills.UNSEEDED)] == []
     assert not group_kills.kill_once(process, run, "first", 0), "it has ended"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_group_with_a_process_that_hangs_is_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """The other process ends after the time limit, and torchrun kills the stopped one half a minute later."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ZEROKARA_COLLECTIVE_TIMEOUT", "20")
+    monkeypatch.setitem(group_kills.PROGRAMS, "pqn", (*group_kills.PROGRAMS["pqn"], "--total-steps", "2400"))
+    undisturbed, process = (group_kills.start_group("pqn", 2, tmp_path / name) for name in ("undisturbed", "stopped"))
+    run = tmp_path / "stopped" / "runs" / kills.RUN
+    path = run / "metrics.jsonl"
+    wait_until(process, lambda: path.exists() and any(row["step"] >= 960 for row in metrics(run)))  # two checkpoints
+    hanging = group_kills.ranks(process)[rank]
+    hanging.send_signal(signal.SIGSTOP)
+    try:
+        outputs = [each.communicate(timeout=300) for each in (undisturbed, process)]
+    finally:
+        if hanging.is_running():
+            hanging.kill()
+    assert [each.returncode for each in (undisturbed, process)] == [0, 0], outputs
+    assert outputs[1][1].count("error: Another process of this run has ended, or did not answer within 20 s") == 1
+    assert "resumed at step 0" not in outputs[1][1]
+    found = differences(tmp_path / "undisturbed" / "runs" / kills.RUN, run)
+    assert [each for each in found if not any(part in each for part in group_kills.UNSEEDED)] == []
 
 
 def test_the_process_that_is_saving_is_found_by_its_file(tmp_path: Path) -> None:
