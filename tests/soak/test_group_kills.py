@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from tests.programs import metrics, wait_until
@@ -49,13 +50,13 @@ def test_a_group_with_a_process_that_hangs_is_restarted(
     run = tmp_path / "stopped" / "runs" / kills.RUN
     path = run / "metrics.jsonl"
     wait_until(process, lambda: path.exists() and any(row["step"] >= 960 for row in metrics(run)))  # two checkpoints
-    hanging = group_kills.ranks(process)[rank]
-    hanging.send_signal(signal.SIGSTOP)
+    group_kills.ranks(process)[rank].send_signal(signal.SIGSTOP)
     try:
         outputs = [each.communicate(timeout=300) for each in (undisturbed, process)]
     finally:
-        if hanging.is_running():
-            hanging.kill()
+        if process.poll() is None:  # torchrun would go on restarting its processes
+            for each in (psutil.Process(process.pid), *group_kills.ranks(process).values()):
+                each.kill()
     assert [each.returncode for each in (undisturbed, process)] == [0, 0], outputs
     assert outputs[1][1].count("error: Another process of this run has ended, or did not answer within 20 s") == 1
     assert "resumed at step 0" not in outputs[1][1]
