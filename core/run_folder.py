@@ -39,15 +39,16 @@ def check_resume(resumes: Sequence[bool]) -> None:
     """Check that all processes of a run resume it, or none.
 
     Args:
-        resumes: True if a process was started with --resume, by rank.
+        resumes: True if a process resumes the run, by rank.
 
     Raises:
-        UserError: some were, and others were not. They would not make the same calls, and wait for each other.
+        UserError: some do, and others do not. They would not make the same calls, and wait for each other.
     """
     if any(resumes) and not all(resumes):
         raise UserError(
-            f"Some processes of this run were started with --resume (such as process {resumes.index(True)}) and others "
-            f"without (such as process {resumes.index(False)}): type the same command on every machine."
+            f"Some processes resume this run (such as process {resumes.index(True)}) and others start a new one (such "
+            f"as process {resumes.index(False)}): give --resume on every machine, or on none. If torchrun has "
+            f"restarted the processes of some machines only, give it on every machine."
         )
 
 

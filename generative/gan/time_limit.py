@@ -45,14 +45,17 @@ def measure_updates(
         learner.read_metrics()["train/d_loss"].item()  # waits for the device
 
     update_seconds = measure_update(timed_update, world, compiles=compute.compile, period=config.penalty_every_updates)
-    _ = evaluator.real  # extracted once in a run
+    start = time.perf_counter()
+    _ = evaluator.real  # the evaluator of the training extracts them once, too
+    real_seconds = time.perf_counter() - start
     start = time.perf_counter()
     names = data.train.classes if learner.classes else ()
     sampler = Sampler(learner.snapshot(), config, learner.shape, names, compute, learner.updates)
     evaluator.scores(sampler, evaluator.num_generated)
     evaluation_seconds = time.perf_counter() - start + EXTRA_SECONDS
     run.print(f"an update takes {update_seconds:.3g} s, an evaluation {evaluation_seconds:.3g} s")
-    return lambda updates: seconds_of(updates, update_seconds, evaluation_seconds, config.eval_every_updates)
+    every = config.eval_every_updates
+    return lambda updates: real_seconds + seconds_of(updates, update_seconds, evaluation_seconds, every)
 
 
 def seconds_of(updates: int, update_seconds: float, evaluation_seconds: float, eval_every_updates: int) -> float:

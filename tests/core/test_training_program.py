@@ -257,8 +257,9 @@ run_main(main)
 @pytest.mark.parametrize(("resuming", "other"), [("0", "1"), ("1", "0")])
 def test_processes_with_and_without_resume_are_refused(tmp_path: Path, resuming: str, other: str) -> None:
     message = (
-        f"error: Some processes of this run were started with --resume (such as process {resuming}) and others without "
-        f"(such as process {other}): type the same command on every machine.\n"
+        f"error: Some processes resume this run (such as process {resuming}) and others start a new one (such as "
+        f"process {other}): give --resume on every machine, or on none. If torchrun has restarted the processes of "
+        f"some machines only, give it on every machine.\n"
     )
     assert run_processes(tmp_path, 2, "-c", RESUMES, resuming, status=2) == ("", message)
     assert not list(tmp_path.iterdir())

@@ -49,6 +49,7 @@ class Config(NormalizationOptions, BatchNormOptions):
     }
     """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
     VALUES_BEFORE: ClassVar[Mapping[str, Any]] = {"background": "white"}
+    CHOSEN_AT_START: ClassVar[Mapping[str, Any]] = {"background": "auto"}
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
     REQUIRES: ClassVar = names.REQUIRES
     GROUPS: ClassVar = names.GROUPS

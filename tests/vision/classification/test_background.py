@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from zerokara.core import data
+from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision import classify
@@ -55,9 +56,11 @@ def test_one_background_is_chosen_printed_saved_and_kept(
     metadata = ClassifierMetadata.read_metadata(Path("runs/run"))
     assert metadata is not None
     assert metadata.background == "black"
-    classify.main(["--name", "run", "--resume"])
+    classify.main(["--data", icons, "--name", "run", "--background", "auto", "--resume"])  # the default, stated
     assert line not in capsys.readouterr().out
     assert corners == [{0}, {0}, {0}], "training and test images, and those of the resumed run"
+    with pytest.raises(UserError, match="started with --background black and cannot be resumed with white"):
+        classify.main(["--name", "run", "--background", "white", "--resume"])
 
 
 def test_a_background_that_was_given_or_saved_is_kept(icons: str) -> None:
