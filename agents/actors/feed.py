@@ -125,7 +125,8 @@ class ActorFeed:
         with training.timed("blocked" if is_blocked else "store"):
             arrived = actors.receive(MAX_WAIT if is_blocked else 0.0)
         now = time.monotonic()
-        self._clock += min(now - self._iterated_at, LONGEST_ITERATION)
+        # After a pause a chunk that is ready may not be here yet, so that one pause alone does not make an actor late.
+        self._clock += min(now - self._iterated_at, LONGEST_ITERATION, config.actor_timeout / 2 or math.inf)
         self._iterated_at = now
         self._replace_hanging(actors, math.inf if arrived is None else self._orders[arrived[0]][0])
         if arrived is not None:

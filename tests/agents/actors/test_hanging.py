@@ -140,3 +140,14 @@ def test_without_a_time_limit_no_actor_is_replaced(tmp_path: Path, clock: Clock)
     hang(fed, 0, 1)
     clock.pass_by(fed, 50_000)
     assert fed.feed.replaced == 0
+
+
+def test_one_pause_of_the_learner_does_not_make_actors_late(tmp_path: Path, clock: Clock) -> None:
+    """After an evaluation, chunks that are ready may not have arrived on the learner's machine yet."""
+    fed = started(tmp_path, actor_timeout=45.0)
+    hang(fed, 0, 1)
+    clock.now += 1_000
+    fed.iterate(1)
+    assert warnings(fed) == []
+    clock.pass_by(fed, 100)
+    assert len(warnings(fed)) == 2

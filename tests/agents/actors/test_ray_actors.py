@@ -118,7 +118,7 @@ def test_a_killed_actor_is_replaced(ray: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stopped_actor_is_replaced(ray: Any, tmp_path: Path) -> None:
-    with started(tmp_path, *RUN, "--total-steps", "1000000", "--actor-timeout", "45") as process:
+    with started(tmp_path, *RUN, "--total-steps", "1000000", "--actor-timeout", "90") as process:
         wait(lambda: any(row.get("actors/active") == 2 for row in rows(tmp_path)), process)
         stopped = wait(lambda: len(found := actor_processes(process)) == 2 and found, process)[0]
         stopped.send_signal(signal.SIGSTOP)
