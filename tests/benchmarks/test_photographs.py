@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 from benchmarks import photographs, seeds
-from zerokara.core import data
+from zerokara.core import data, time_limit
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.vision import classify
-from zerokara.vision.classification import clock
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -69,7 +68,7 @@ def test_networks_are_trained_once_and_tested_once(
     monkeypatch.setattr(data, "load", load)
     monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(classify, "choose_compute", lambda *_: Compute(threads=1))
-    monkeypatch.setattr(clock, "MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr(time_limit, "MEASURE_SECONDS", 0.1)
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
     monkeypatch.chdir(tmp_path)
 
