@@ -22,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 class FakeRun:
-    """What the length needs of a run."""
+    """Parts of a run that the length needs."""
 
     def __init__(self, world: World = World(), **extra: Any) -> None:  # noqa: B008  (frozen)
         self.world, self.extra = world, extra
