@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -116,16 +116,16 @@ class Overlap:
     A ball around an image reaches to its k-th nearest neighbor in its own set.
 
     Attributes:
-        precision: fraction of generated images within a ball of a real image; recall: fraction of real images within a
-            ball of a generated image (Kynkäänniemi et al. 2019, equations 1 to 3).
         density: mean number of real images' balls that contain a generated image, divided by k; 1 for equal sets.
         coverage: fraction of real images whose ball contains a generated image (Naeem et al. 2020, equations 4 and 5).
+        precision: fraction of generated images within a ball of a real image; recall: fraction of real images within a
+            ball of a generated image (Kynkäänniemi et al. 2019, equations 1 to 3).
     """
 
-    precision: float
-    recall: float
     density: float
     coverage: float
+    precision: float
+    recall: float
 
 
 def overlap(real: Features, fake: Features, k_precision: int = 3, k_density: int = 5) -> Overlap:
@@ -143,23 +143,16 @@ def overlap(real: Features, fake: Features, k_precision: int = 3, k_density: int
         inside += int(within_nM.sum())
         covered += int(within_nM.any(1).sum())
     return Overlap(
-        precision=float(precise_M.double().mean()),
-        recall=recalled / len(real),
         density=inside / (k_density * len(fake)),
         coverage=covered / len(real),
+        precision=float(precise_M.double().mean()),
+        recall=recalled / len(real),
     )
 
 
 def compare(real: Features, fake: Features) -> dict[str, float]:
     """Compute kernel distance, density, coverage, precision and recall by name."""
-    overlaps = overlap(real, fake)
-    return {
-        "kernel_distance": kernel_distance(real, fake),
-        "density": overlaps.density,
-        "coverage": overlaps.coverage,
-        "precision": overlaps.precision,
-        "recall": overlaps.recall,
-    }
+    return {"kernel_distance": kernel_distance(real, fake), **asdict(overlap(real, fake))}
 
 
 def nearest(points_MF: Tensor, others_NF: Tensor) -> tuple[Tensor, Tensor]:

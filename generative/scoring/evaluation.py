@@ -33,7 +33,7 @@ def evaluate(session: Session, evaluator: Evaluator) -> None:
 
     If it is the best generator so far, a checkpoint of the whole run is saved, too. The first evaluation after a start
     or a resume also computes the floor. A signal interrupts the computation of the metrics; the evaluation is then
-    repeated after resuming. The processes divide the images; the main process does the rest.
+    repeated after resuming. The processes divide the images and the metrics; the main process does the rest.
 
     Raises:
         UserError: the weights contain NaN or Inf.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,15 +60,12 @@ class Evaluator:
     def floor(self) -> dict[str, float]:
         """Metrics of training images in place of generated ones, the best that a generator can expect; printed, too.
 
-        The processes of the run divide the images, so all must access this together. In processes other than the main
-        one it is empty.
+        The processes of the run divide the images and the metrics, so all must access this together.
         """
         # A random subset of the training images, since a data set may be sorted by class.
         order_N = torch.randperm(len(self._train), generator=torch.Generator().manual_seed(EVAL_SEED))
         real, training = self.real, self._extract(self._train.images[order_N[: self.num_generated]])
-        if not self._run.world.is_main:
-            return {}
-        floor = self.extractor.compare(real, training)
+        floor = self._compute(self.extractor.comparisons(real, training))
         self._run.print(f"floor (training images in place of generated ones): {format_scores(floor)}")
         return floor
 
@@ -77,6 +74,12 @@ class Evaluator:
         return FeatureSet.concatenate(
             evaluate_shards(run.world, run, len(images_NCHW), lambda shard: self.extractor.extract(images_NCHW[shard]))
         )
+
+    def _compute(self, comparisons: Sequence[Callable[[], dict[str, float]]]) -> dict[str, float]:
+        """Return the metrics of all functions; the processes of the run divide the functions."""
+        run = self._run
+        parts = evaluate_shards(run.world, run, len(comparisons), lambda shard: [f() for f in comparisons[shard]])
+        return {name: value for part in parts for metrics in part for name, value in metrics.items()}
 
     def protocol(self) -> Iterator[str]:
         """Describe how the metrics are computed, in lines of text."""
@@ -91,8 +94,7 @@ class Evaluator:
     def scores(self, sampler: Sampler, number: int) -> dict[str, float]:
         """Compute all metrics of `number` generated images, always of the same latent vectors.
 
-        The processes of the run divide the images, and the main process compares their features with those of real
-        images. In other processes the result is empty.
+        The processes of the run divide the images, and then the metrics, which need the features of all images.
 
         Raises:
             Stopped: a signal interrupted the evaluation in one of the processes.
@@ -106,16 +108,17 @@ class Evaluator:
             return self.extractor.extract(images_nCHW), images_nCHW[: max(0, SPREAD_IMAGES - shard.start)]
 
         real, parts = self.real, evaluate_shards(self._run.world, self._run, number, generate)
-        if not self._run.world.is_main:
-            return {}
         generated = FeatureSet.concatenate([features for features, _ in parts])
         images = torch.cat([images_nCHW for _, images_nCHW in parts])
-        scores = self.extractor.compare(real, generated)
-        scores["spread"] = spread(images) / max(self._real_spread, 1e-9)
-        metadata = self.extractor.metadata
-        if label_N is not None and metadata is not None and metadata.classes == sampler.class_names:
-            scores["accuracy"] = label_accuracy(generated, label_N)
-        return scores
+
+        def of_images() -> dict[str, float]:
+            scores = {"spread": spread(images) / max(self._real_spread, 1e-9)}
+            metadata = self.extractor.metadata
+            if label_N is not None and metadata is not None and metadata.classes == sampler.class_names:
+                scores["accuracy"] = label_accuracy(generated, label_N)
+            return scores
+
+        return self._compute([*self.extractor.comparisons(real, generated), of_images])
 
 
 def format_scores(scores: Mapping[str, float]) -> str:

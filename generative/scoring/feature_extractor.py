@@ -10,7 +10,8 @@ Shapes: N images, C channels, H, W pixels, F features, K classes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,7 +30,7 @@ from zerokara.core.zoo import provenance
 from zerokara.core.zoo.registry import files as zoo_files
 from zerokara.core.zoo.registry import find_file
 from zerokara.generative.gan.config import Config
-from zerokara.generative.scoring.distances import Features, compare, frechet_distance
+from zerokara.generative.scoring.distances import Features, frechet_distance, kernel_distance, overlap
 
 RANDOM_SEED = 1_511_06434  # fixed, so that all runs use the same random network
 CHUNK = 100  # images per forward pass; larger feature maps would not fit in a CPU's cache
@@ -190,11 +191,16 @@ class FeatureExtractor:
 
     def compare(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """Compute all metrics of generated images against real ones."""
-        scores = {
-            self.name: frechet_distance(real, fake),
-            **compare(real, fake),
-        }
-        return scores | class_scores(fake)
+        return {name: value for compute in self.comparisons(real, fake) for name, value in compute().items()}
+
+    def comparisons(self, real: FeatureSet, fake: FeatureSet) -> list[Callable[[], dict[str, float]]]:
+        """Return functions that together compute the metrics of `compare`; several processes can divide them."""
+        return [
+            lambda: {self.name: frechet_distance(real, fake)},
+            lambda: {"kernel_distance": kernel_distance(real, fake)},
+            lambda: asdict(overlap(real, fake)),
+            lambda: class_scores(fake),
+        ]
 
 
 def _has_random_distances(metrics: Path) -> bool:

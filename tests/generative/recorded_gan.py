@@ -173,7 +173,7 @@ class GanRecording:
         patch.setattr(Session, "save_video_frame", self._in_phase("video", Session.save_video_frame))
         patch.setattr(Sampler, "generate", self._generate(Sampler.generate))
         patch.setattr(FeatureExtractor, "extract", lambda _, images_NCHW: self._extract(images_NCHW))
-        patch.setattr(FeatureExtractor, "compare", lambda _, real, fake: self._compare(real, fake))
+        patch.setattr(FeatureExtractor, "comparisons", lambda _, *sets: [lambda: self._compare(*sets)])
 
     def _init(self, original: Callable[..., None]) -> Callable[..., None]:
         def init(learner: Learner, *args: Any) -> None:

@@ -29,7 +29,8 @@ from zerokara.generative.gan.learner import Learner
 from zerokara.generative.gan.pictures import image_grid
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.gan.session import preview_latents
-from zerokara.generative.scoring.feature_extractor import FeatureExtractor, FeatureSet
+from zerokara.generative.scoring import feature_extractor
+from zerokara.generative.scoring.distances import Features, Overlap, overlap
 
 # The finished run has its figures, because fixtures of the module come first.
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -220,32 +221,31 @@ def test_ctrl_c_saves_and_prints_the_command_to_resume(tmp_path: Path) -> None:
 def test_a_signal_interrupts_an_evaluation_which_is_repeated_after_resuming(
     call: int, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compare = FeatureExtractor.compare
     calls = [0]
 
-    def interrupted(self: FeatureExtractor, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+    def interrupted(real: Features, fake: Features) -> Overlap:
         calls[0] += 1
         if calls[0] in (call, call + 2):  # in the first evaluation of a process: its floor (1, 3) or its metrics (2, 4)
             signal.raise_signal(signal.SIGTERM)
-        return compare(self, real, fake)
+        return overlap(real, fake)
 
-    monkeypatch.setattr(FeatureExtractor, "compare", interrupted)
+    monkeypatch.setattr(feature_extractor, "overlap", interrupted)
     with pytest.raises(Stopped):
         dcgan.main([*TINY, "--name", "cut"])
     cut = Path("runs/cut")
     assert (update_of(cut), state(cut)["evaluation_pending"]) == (30, True)
     assert not any("eval/spread" in line for line in metrics(cut))
-    monkeypatch.setattr(FeatureExtractor, "compare", compare)
+    monkeypatch.setattr(feature_extractor, "overlap", overlap)
     dcgan.main(["--name", "cut", "--resume", "--updates", "59"])
     assert metrics(cut)[:-1] == [line for line in metrics(finished) if line["step"] < 59]
 
     calls[0] = 2
-    monkeypatch.setattr(FeatureExtractor, "compare", interrupted)
+    monkeypatch.setattr(feature_extractor, "overlap", interrupted)
     with pytest.raises(Stopped):
         dcgan.main(["--name", "cut", "--resume", "--updates", "60"])
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.endswith("resume with: python -m generative.dcgan --name cut --resume"), "the evaluation is missing"
-    monkeypatch.setattr(FeatureExtractor, "compare", compare)
+    monkeypatch.setattr(feature_extractor, "overlap", overlap)
     dcgan.main(["--name", "cut", "--resume"])
     ours, theirs = state(cut), state(finished)
     assert same(ours["learner"], theirs["learner"])
@@ -353,13 +353,8 @@ def test_without_a_classifier_the_score_is_named_after_the_random_network(
 
 
 def test_nan_score_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare = FeatureExtractor.compare
     distances = iter([9.0, math.nan, 7.0])  # the first is the floor
-
-    def fake_compare(self: FeatureExtractor, real: Any, fake: Any) -> dict[str, float]:
-        return {**compare(self, real, fake), "fcd": next(distances)}
-
-    monkeypatch.setattr(FeatureExtractor, "compare", fake_compare)
+    monkeypatch.setattr(feature_extractor, "frechet_distance", lambda *_: next(distances))
     dcgan.main([*TINY, "--name", "nan", "--quiet", "--updates", "20", "--eval-every-updates", "10"])
     assert state(Path("runs/nan"), "best.pt")["best"] == {"update": 20, "score": 7.0}
 

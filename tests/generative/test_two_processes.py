@@ -89,15 +89,28 @@ def evaluate(world):
         world=world, extra={}, interruptible=lambda on=True: contextlib.nullcontext(), print=printed.append
     )
     evaluator = Evaluator(config, Data(images, images.take(slice(0, 77)), ()), run)
+    compared, computed, comparisons = [], [], evaluator.extractor.comparisons
+
+    def recorded(real, fake):
+        compared.append((real, fake))
+        return [lambda f=f: computed.append(f) or f() for f in comparisons(real, fake)]
+
+    evaluator.extractor.comparisons = recorded
     result = evaluator.scores(sampler, 101), evaluator.floor, evaluator.real.features_NF
-    assert evaluator.floor is result[1] and len(printed) == world.is_main
+    assert evaluator.floor is result[1]
+    assert len(printed) == 1
+    assert len(computed) == 8 // world.size, "each process computes its part"
+    del evaluator.extractor.comparisons
+    for metrics, features in zip(result, compared):
+        expected = evaluator.extractor.compare(*features)
+        assert list(metrics.items())[: len(expected)] == list(expected.items()), "bit for bit, in the same order"
     return result
 
 (scores, floor, real), (expected, expected_floor, expected_real) = evaluate(world), evaluate(World())
 torch.testing.assert_close(real, expected_real, rtol=1e-5, atol=1e-6)
 assert expected_floor and expected
 for ours, theirs in ((floor, expected_floor), (scores, expected)):
-    assert ours.keys() == (theirs.keys() if world.is_main else set())
+    assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert abs(value - theirs[name]) <= 1e-4 * max(abs(theirs[name]), 0.01), (name, value, theirs[name])
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,9 +43,12 @@ class Extractor:
         flat = images_NCHW.flatten(1)
         return FeatureSet(flat[:, :2], torch.nn.functional.one_hot(flat[:, 0].long() % 3, 3).double())
 
-    def compare(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        self.compared.append((real.features_NF, fake.features_NF))
-        return {"fcd": float(len(self.compared))}
+    def comparisons(self, real: FeatureSet, fake: FeatureSet) -> list[Callable[[], dict[str, float]]]:
+        def compare() -> dict[str, float]:
+            self.compared.append((real.features_NF, fake.features_NF))
+            return {"fcd": float(len(self.compared))}
+
+        return [compare]
 
 
 class FakeSampler:
@@ -140,13 +144,15 @@ def test_scores_of_generated_images(
     assert label_N is None if not conditional else torch.equal(label_N, torch.arange(20) % 3)
 
 
-def test_only_the_main_process_has_scores(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator, extractor, printed = make(data, tmp_path, monkeypatch, rank=1)
+def test_the_processes_divide_the_metrics(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator, extractor, _ = make(data, tmp_path, monkeypatch, rank=1)
     sampler: Any = FakeSampler(conditional=True)
-    assert evaluator.scores(sampler, 20) == evaluator.floor == {}
-    assert [len(images) for images in extractor.images] == [20, 20, 20], "real, generated and training images"
-    assert extractor.compared == []
-    assert printed == []
+    scores = []
+    for shard in (slice(0, 1), slice(1, 2)):  # the only function of the extractor, and that of the images themselves
+        monkeypatch.setattr(Shard, "shard", lambda _, number, shard=shard: shard if number == 2 else slice(0, number))
+        scores.append(evaluator.scores(sampler, 20))
+        assert len(extractor.compared) == 1
+    assert [sorted(part) for part in scores] == [["fcd"], ["accuracy", "spread"]]
 
 
 @pytest.mark.parametrize(
