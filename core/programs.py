@@ -86,11 +86,6 @@ def program_command(module: str) -> str:
     return f"python -m {'zerokara.' if started.startswith('zerokara.') else ''}{module}"
 
 
-def resume_command(module: str, name: str) -> str:
-    """Return the command that resumes the run `name` of the program `module`."""
-    return f"{program_command(module)} --name {name} --resume"
-
-
 def program() -> str:
     """Return the command that started the running program, without its options: "python -m agents.dqn"."""
     started = _main_module()

@@ -37,6 +37,7 @@ from zerokara.core.process_checkpoints import LoadProcesses, ProcessCheckpoints
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
 from zerokara.core.resumed_compute import adapt_compute
+from zerokara.core.run_config import resume_command
 from zerokara.core.run_folder import check_name, check_resume, first_config, lock_folder, read_config
 from zerokara.core.stop_signals import StopSignals
 from zerokara.core.tensorboard_writer import TensorBoardWriter
@@ -397,6 +398,10 @@ class Run(StopSignals):
                 )
 
     # ---- the end
+
+    def resume_command(self, program: str) -> str:
+        """Return the command that resumes this run, as `core.run_config.resume_command`; "" in other processes."""
+        return resume_command(program, self._config, self.folder) if self.world.is_main else ""
 
     def close(self, summary: str = "", status: Status | None = None) -> None:
         """Flush, print the closing line, and unlock the folder. A second call does nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -10,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from zerokara.core.command_line import given_fields, parse
-from zerokara.core.config import UserError, class_mapping, flag, from_dict, to_dict
+from zerokara.core.command_line import format_arguments, given_fields, parse
+from zerokara.core.config import UserError, class_mapping, field_types, flag, from_dict, to_dict
 from zerokara.core.programs import restarting_since
 from zerokara.core.run_folder import read_config
 from zerokara.core.run_options import HARDWARE_FIELDS
@@ -28,7 +29,6 @@ def configure(
     *,
     kind: str,
     name_fields: Sequence[str],
-    changeable: Collection[str],
     layers: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType({}),
     adjust: Callable[[ConfigT, Collection[str]], ConfigT] | None = None,
 ) -> ConfigT:
@@ -36,15 +36,15 @@ def configure(
 
     A process that `torchrun --max-restarts` has started again resumes without --resume the run that it began.
 
-    The class attribute CHOSEN_AT_START of a config class, optional, has the fields whose value a program chooses when a
-    run starts, with the value that asks for this. On resume a flag with that value counts as not given.
+    A config class has these class attributes, optional. CHANGEABLE: the fields that may change on resume, besides those
+    of every program; a change of any other field would make it another run. CHOSEN_AT_START: the fields whose value a
+    program chooses when a run starts, with the value that asks for this. On resume a flag with that value counts as not
+    given.
 
     Args:
         config_class: has the fields preset, name, resume and quiet, optionally device.
         kind: kind of the run, as in config.json.
         name_fields: fields that make the default name of the run folder, as in `default_name`.
-        changeable: fields that may change on resume, besides those of the hardware; a change of any other field would
-            make it another run.
         layers: as in `core.command_line.parse`; the config of a resumed run already contains them.
         adjust: as in `core.command_line.parse`.
 
@@ -74,7 +74,7 @@ def configure(
     }
     requested = replace(requested, name=config.name, **chosen)
     # The folder may have been renamed or copied, and a run may be tracked from here on, or no longer.
-    may_differ = {*changeable, *HARDWARE_FIELDS, "name", "track"}
+    may_differ = {*changeable_fields(config_class), *HARDWARE_FIELDS, "name", "resume", "quiet"}
     for field, value in to_dict(requested).items():
         began = getattr(saved, field)
         if field not in may_differ and value != (list(began) if isinstance(began, tuple) else began):
@@ -87,6 +87,38 @@ def configure(
 
     given = given_fields(config_class, argv, saved)
     return replace(requested, **options_on_resume(requested, given, content["extra"].get("compute")))
+
+
+def changeable_fields(config_class: type[Any]) -> frozenset[str]:
+    """Return the fields that may change on resume and that a run does not save: CHANGEABLE, and the tracking."""
+    return frozenset({*getattr(config_class, "CHANGEABLE", ()), "track"})
+
+
+def resume_command(program: str, config: Any, folder: Path) -> str:
+    """Return the command that resumes a run as it is trained now.
+
+    It has the options that were changed when this run was resumed, because config.json keeps those of its start.
+    Hardware settings are left out, which a run saves, and those of the class attribute ONCE, which belong to one start.
+
+    Args:
+        program: command that starts the program.
+        config: of the run, as `configure` returned it.
+        folder: of the run.
+
+    Raises:
+        UserError: config.json is damaged.
+    """
+    config_class = type(config)
+    saved = from_dict(config_class, read_config(folder)["config"], f"{folder}/config.json")
+    # The length of a run that was limited in time replaces a measured one, which is not in its config.
+    replaced = {"updates"} if getattr(saved, "minutes", 0) and not config.minutes else set()
+    named = changeable_fields(config_class) - getattr(config_class, "ONCE", frozenset())
+    options = {
+        field: getattr(config, field)
+        for field in field_types(config_class)
+        if field in named and (field in replaced or getattr(config, field) != getattr(saved, field))
+    }
+    return f"{program} {shlex.join(['--name', config.name, '--resume', *format_arguments(config_class, options)])}"
 
 
 def refuse_two_lengths(config: Any, given: Collection[str], field: str) -> None:

@@ -118,7 +118,7 @@ def open_run(
             with run.interruptible():
                 yield run
         except Stopped:
-            line = f"{run.stop_requested}: stopped; resume with: {program()} --name {config.name} --resume"
+            line = f"{run.stop_requested}: stopped; resume with: {run.resume_command(program())}"
             run.close(line, "KILLED")
             if not run.stopped:
                 raise

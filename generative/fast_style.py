@@ -21,7 +21,7 @@ from typing import Any
 from zerokara.core import schedules
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import UserError, flag, format_count, run_main, to_dict
-from zerokara.core.programs import command, program_command, resume_command
+from zerokara.core.programs import command, program_command
 from zerokara.core.stopwatch import LogInterval
 from zerokara.generative.gan.config import Config as DataConfig
 from zerokara.generative.style.fast_config import KIND, Config, read_config
@@ -264,7 +264,7 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
     if run_updates(training, run, training.update, validate):
         return (
             f"{run.stop_requested}: saved at update {training.updates:,} of {config.updates:,}; resume with: "
-            f"{resume_command('generative.fast_style', config.name)}"
+            f"{run.resume_command(program_command('generative.fast_style'))}"
         )
     run.hparams(to_dict(config), ["held_out/loss"])
     return (

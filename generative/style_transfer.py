@@ -21,7 +21,7 @@ from typing import Any
 
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import UserError, error_summary, run_main, to_dict
-from zerokara.core.programs import resume_command
+from zerokara.core.programs import program_command
 from zerokara.core.stopwatch import Stopwatch
 from zerokara.generative.style.config import KIND, Config, read_config
 
@@ -204,7 +204,7 @@ def optimize(config: Config, run: Run, images: ImagePair, loss_network: LossNetw
         run.stopped = True
         return (
             f"{run.stop_requested}: saved at iteration {transfer.iteration:,} of {config.iterations:,}; resume with: "
-            f"{resume_command('generative.style_transfer', config.name)}"
+            f"{run.resume_command(program_command('generative.style_transfer'))}"
         )
     return finish(transfer, run)
 

@@ -20,7 +20,6 @@ from zerokara.core.config import Range, UserError, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.run_config import configure
 from zerokara.vision.studies import names
-from zerokara.vision.studies.options import CHANGEABLE
 from zerokara.vision.studies.options import Options as GridOptions
 
 KIND = "augmentation"
@@ -32,6 +31,7 @@ class Options(GridOptions):
     """Options of vision.augmentation."""
 
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_AUGMENTATION
+    CHANGEABLE: ClassVar = GridOptions.CHANGEABLE | {"sizes"}
     GROUPS: ClassVar = names.GROUPS_AUGMENTATION
     COMMON: ClassVar = names.COMMON_AUGMENTATION
 
@@ -55,8 +55,7 @@ def read_options(argv: Sequence[str] | None = None, description: str = "") -> Op
     Raises:
         UserError: as in `core.run_config.configure`.
     """
-    changeable = CHANGEABLE | {"sizes"}
-    return configure(Options, {}, argv, description, kind=KIND, name_fields=("data",), changeable=changeable)
+    return configure(Options, {}, argv, description, kind=KIND, name_fields=("data",))
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         run.print(message)
     run.print(network_table(training.network))
     if run_epochs(training, run, lambda: validate(training, run)):
-        return stopped_message(training, KIND)
+        return stopped_message(training, run, KIND)
     with run.interruptible(on=world.size == 1):  # several processes stop together, during an evaluation
         return finish(training, run)
 

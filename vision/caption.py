@@ -83,7 +83,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         provenance.record(run, config.pretrained_backbone)
         training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
-        return stopped_message(training, KIND)
+        return stopped_message(training, run, KIND)
     with run.interruptible(on=world.size == 1):  # several processes stop together, during an evaluation
         return finish(training, run)
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from zerokara.core.command_line import check_command_line, parse
 from zerokara.core.config import Positional, UserError, error_summary, flag, from_dict, run_main, to_dict
-from zerokara.core.programs import program_command, resume_command
+from zerokara.core.programs import program_command
 from zerokara.vision.captioning.config import Config
 
 KIND = "caption"
@@ -79,7 +79,7 @@ def read_results(folders: Sequence[Path]) -> Results:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{folder} has no readable result ({error_summary(error)}): finish the run with "
-                f"{resume_command('vision.caption', folder.name)}."
+                f"{program_command('vision.caption')} --name {folder.name} --resume."
             ) from None
         if config["split_seed"] in results:
             raise UserError(f"Two of the runs have --split-seed {config['split_seed']}: name one run of each split.")

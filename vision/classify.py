@@ -75,7 +75,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         log_start(training.network, training.metadata, training.batch(torch.arange(min(32, len(images.train)))), run)
         training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
-        return stopped_message(training, KIND)
+        return stopped_message(training, run, KIND)
     with run.interruptible(on=world.size == 1):  # several processes stop together, during an evaluation
         return finish(training, run)
 

@@ -26,7 +26,6 @@ from zerokara.core.programs import program_command
 from zerokara.core.run_config import configure
 from zerokara.vision.classification.config import Config
 from zerokara.vision.studies import names
-from zerokara.vision.studies.options import CHANGEABLE
 from zerokara.vision.studies.options import Options as GridOptions
 
 KIND = "depth"
@@ -40,6 +39,7 @@ class Options(GridOptions):
     """Options of vision.depth."""
 
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_DEPTH
+    CHANGEABLE: ClassVar = GridOptions.CHANGEABLE | {"part", "depths"}
     REQUIRES: ClassVar = names.REQUIRES_DEPTH
     GROUPS: ClassVar = names.GROUPS_DEPTH
     COMMON: ClassVar = names.COMMON_DEPTH
@@ -64,8 +64,7 @@ def read_options(argv: Sequence[str] | None = None, description: str = "") -> Op
     Raises:
         UserError: as in `core.run_config.configure`.
     """
-    changeable = CHANGEABLE | {"part", "depths"}
-    return configure(Options, {}, argv, description, kind=KIND, name_fields=("data",), changeable=changeable)
+    return configure(Options, {}, argv, description, kind=KIND, name_fields=("data",))
 
 
 if __name__ == "__main__":

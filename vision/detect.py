@@ -25,7 +25,7 @@ from pathlib import Path
 
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import Stopped, UserError, run_main
-from zerokara.core.programs import program_command, resume_command
+from zerokara.core.programs import program_command
 from zerokara.vision.detection.config import KIND, Config, read_config, resolve_backbone
 
 if __name__ == "__main__":
@@ -81,7 +81,7 @@ def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world
             last_stage(config, run, training, data, proposals)
             return finish(config, run, training, data, validation)
     except Stopped:
-        run.close(stopped_message(config, training))
+        run.close(stopped_message(config, run, training))
         raise
 
 
@@ -127,13 +127,13 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
         raise Stopped
 
 
-def stopped_message(config: Config, training: Training | None) -> str:
+def stopped_message(config: Config, run: Run, training: Training | None) -> str:
     """Return the closing message of a run that was stopped by a signal."""
     updates, last_map = (training.updates, training.last_map) if training is not None else (0, None)
     score = "not validated yet" if last_map is None else f"validation mAP {percent(last_map)}"
     return (
         f"{config.data} at update {updates:,} of {config.updates:,}: {score}; resume with: "
-        f"{resume_command('vision.detect', config.name)}"
+        f"{run.resume_command(program_command('vision.detect'))}"
     )
 
 

@@ -76,7 +76,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         training.generator.set_state(generator_state)
         training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
-        return stopped_message(training, KIND)
+        return stopped_message(training, run, KIND)
     with run.interruptible(on=world.size == 1):  # several processes stop together, during an evaluation
         return finish(training, run)
 

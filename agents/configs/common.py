@@ -39,6 +39,20 @@ class Settings(RunOptions):
     RENAMED: ClassVar = names.RENAMED
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
     REQUIRES: ClassVar = names.REQUIRES
+    CHANGEABLE: ClassVar = frozenset(
+        {
+            "total_steps",
+            "stop_at_return",
+            "eval_episodes",
+            "capture_video",
+            "delete_replay",
+            "env_errors",
+            "env_workers",
+            "actor_cpus",
+            "actor_timeout",
+            "ray_address",
+        }
+    )
 
     preset: str
     """Named set of defaults for the other options."""

@@ -15,23 +15,6 @@ from zerokara.core.run_config import configure
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
-# Fields that may differ when a run is resumed.
-CHANGEABLE = {
-    "resume",
-    "quiet",
-    "total_steps",
-    "stop_at_return",
-    "eval_episodes",
-    "capture_video",
-    "delete_replay",
-    "env_errors",
-    "env_workers",
-    "actor_cpus",
-    "actor_timeout",
-    "ray_address",
-}
-
-
 # Defaults of observations that are vectors; --backbone mlp and --obs-type vector select each other.
 _VECTOR = {"obs_type": "vector", "backbone": "mlp", "frame_stack": 1, "precision": "float32"}
 LAYERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -91,7 +74,6 @@ def read_agent_config(
         description,
         kind=kind,
         name_fields=("env", "preset", "seed"),
-        changeable=CHANGEABLE,
         layers=LAYERS,
         adjust=adjust,
     )

@@ -41,7 +41,7 @@ from zerokara.core.config import Stopped, to_dict
 from zerokara.core.distributed import Votes
 from zerokara.core.divergence import check_finite
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.programs import is_restarted, resume_command
+from zerokara.core.programs import is_restarted, program_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance, registry
@@ -369,7 +369,7 @@ class Session(ABC):
         """
         returns = gather_returns(self.world, self.returns)
         scores = format_progress(self.last_score, self.best.score, self.best.step, returns, self.updates)
-        resume = "" if self.is_finished else resume_command(self.program, self.config.name)
+        resume = "" if self.is_finished else self.run.resume_command(program_command(self.program))
         return closing_line(self.config.env, self.step, scores, self.config.name, resume)
 
     # ---- checkpoints

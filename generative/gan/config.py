@@ -21,7 +21,6 @@ KIND = "dcgan"  # kind of the runs of generative/dcgan.py
 FRAMES = "frames:"  # start of --data for frames of an environment
 MIN_EVAL_IMAGES = 100
 # Options that may change when a run is resumed.
-CHANGEABLE = {"resume", "rollback", "quiet", "updates", "video_every_updates"}
 
 Upsample = Literal["deconvolution", "resize"]
 Norm = Literal["batch", "none"]
@@ -61,6 +60,8 @@ class Config(BatchNormOptions):
         "augment_few_images": False,
     }
     CHOSEN_AT_START: ClassVar[Mapping[str, Any]] = {"image_size": (), "background": "auto", "held_out_images": 0}
+    CHANGEABLE: ClassVar = frozenset({"rollback", "updates", "video_every_updates"})
+    ONCE: ClassVar = frozenset({"rollback"})
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
     REQUIRES: ClassVar = names.REQUIRES
     GROUPS: ClassVar = names.GROUPS
@@ -269,7 +270,6 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
         description,
         kind=KIND,
         name_fields=("data", "preset", "seed"),
-        changeable=CHANGEABLE,
         adjust=_adjust,
     )
     if config.resume and config.minutes and "updates" in given_fields(Config, argv, config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from zerokara.core.config import Stopped, format_count
-from zerokara.core.programs import program_command, resume_command
+from zerokara.core.programs import program_command
 from zerokara.generative.gan.pictures import draw_curves, image_grid
 from zerokara.generative.gan.sampler import BEST, weights_file
 from zerokara.generative.gan.session import Session, preview_latents
@@ -89,7 +89,7 @@ def closing_message(session: Session, evaluator: Evaluator) -> str:
             f"(update {session.best['update']:,}), against {evaluator.num_held_out:,} held-out images"
         )
     if session.run.stopped or session.update < config.updates:
-        command = resume_command("generative.dcgan", config.name)
+        command = session.run.resume_command(program_command("generative.dcgan"))
         return f"{config.data} at update {session.update:,}: {result}; resume with: {command}"
     command = program_command("generative.sample")
     return f"{config.data} at update {session.update:,}: {result}; generate images with: {command} {session.run.folder}"

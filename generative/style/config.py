@@ -18,7 +18,6 @@ from zerokara.generative.style import names
 Pooling = Literal["max", "average"]
 KIND = "style_transfer"  # of the runs of generative/style_transfer.py
 # Options that may change when a run is resumed.
-CHANGEABLE = {"resume", "quiet", "out"}
 
 NotNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
@@ -67,6 +66,7 @@ class Config(BackboneOptions, RunOptions):
         "film_every_iterations": "video_every_iterations",
         "show_every_iterations": "image_every_iterations",
     }
+    CHANGEABLE: ClassVar = frozenset({"out"})
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_TRANSFER
     REQUIRES: ClassVar = names.REQUIRES_TRANSFER
     GROUPS: ClassVar = names.GROUPS_TRANSFER
@@ -128,5 +128,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-read_config = partial(configure, Config, PRESETS, kind=KIND, name_fields=("pictures", "seed"), changeable=CHANGEABLE)
+read_config = partial(configure, Config, PRESETS, kind=KIND, name_fields=("pictures", "seed"))
 """Reads the config from the command line; with --resume, from the run's folder."""

@@ -18,7 +18,6 @@ from zerokara.generative.style.config import BackboneOptions
 
 KIND = "fast_style"  # of the runs of generative/fast_style.py
 # Options that may change when a run is resumed.
-CHANGEABLE = {"resume", "quiet"}
 
 NotNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
@@ -93,5 +92,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-read_config = partial(configure, Config, PRESETS, kind=KIND, name_fields=("style", "seed"), changeable=CHANGEABLE)
+read_config = partial(configure, Config, PRESETS, kind=KIND, name_fields=("style", "seed"))
 """Reads the config from the command line; with --resume, from the run's folder."""

@@ -207,7 +207,7 @@ def test_compilation_that_was_asked_for_is_not_possible_everywhere(monkeypatch: 
 
 
 def read(*words: str) -> Config:
-    return configure(Config, {}, list(words), "", kind="k", name_fields=(), changeable={"resume", "quiet"})
+    return configure(Config, {}, list(words), "", kind="k", name_fields=())
 
 
 def start(config: Config, compute: Compute) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,11 +11,15 @@ from typing import Any
 
 import pytest
 
+from zerokara.agents.configs import dqn
 from zerokara.core import run_config
-from zerokara.core.config import UserError
+from zerokara.core.config import Stopped, UserError
 from zerokara.core.run_config import configure, default_name
+from zerokara.core.run_folder import read_config as read_run
 from zerokara.core.training_program import open_run
 from zerokara.generative.gan import config as gan
+from zerokara.generative.style import config as style
+from zerokara.vision import augmentation, depth
 from zerokara.vision.captioning import config as captioning
 from zerokara.vision.classification import config as classification
 from zerokara.vision.classification.config import PRESETS, Config, read_config
@@ -86,15 +92,61 @@ def test_a_renamed_folder_can_be_resumed(tmp_path: Path, monkeypatch: pytest.Mon
         read("--name", "b", "--resume", "--seed", "8")
 
 
+AGENT = ("--total-steps", "400", "--env", "zerokara/Catch-v0")
+CHANGES = (  # program, command of the start, options on resume, options of the command that resumes it once more
+    (dqn, AGENT, "--total-steps 900 --eval-episodes 7 --device cpu --quiet", "--total-steps 900 --eval-episodes 7"),
+    (dqn, AGENT, "--total-steps 400", ""),
+    (dqn, (*AGENT, "--stop-at-return", "3.0"), "--stop-at-return None", "--stop-at-return None"),
+    (gan, ("--data", "glyphs"), "--updates 50 --rollback", "--updates 50"),
+    (gan, ("--minutes", "2"), "--updates 50", "--updates 50"),
+    (gan, ("--minutes", "2"), f"--updates {gan.Config.updates}", f"--updates {gan.Config.updates}"),
+    (gan, ("--minutes", "2", "--quiet"), "", ""),
+    (detection, (), "--proposal-cache 'my cache'", "--proposal-cache 'my cache'"),
+    (style, ("a.jpg", "b.jpg"), "--out c.png", "--out c.png"),
+    (augmentation, (), "--sizes 100 0 --seeds 4 5", "--sizes 100 0 --seeds 4 5"),
+    (depth, (), "--part layers --depths 20", "--part layers --depths 20"),
+)
+
+
+@pytest.mark.parametrize(("program", "started", "changed", "named"), CHANGES)
+def test_the_command_to_resume_names_the_options_that_were_changed_on_resume(
+    program: Any, started: tuple[str, ...], changed: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    read = program.read_options if program in (augmentation, depth) else program.read_config
+    with open_run(read([*started, "--name", "a"]), "kind") as run:
+        assert run.resume_command("train") == "train --name a --resume"
+    monkeypatch.setattr(run_config, "read_config", lambda folder, kind=None: read_run(folder))
+    config = read(["--name", "a", "--resume", *shlex.split(changed)])
+    with open_run(config, "kind") as run:
+        command = run.resume_command("train")
+    assert sorted(shlex.split(command)) == sorted(shlex.split(f"train --name a --resume {named}"))
+    again = read(shlex.split(command)[1:])
+    assert {field: value for field, value in vars(again).items() if field not in ("device", "quiet", "rollback")} == {
+        field: value for field, value in vars(config).items() if field not in ("device", "quiet", "rollback")
+    }
+
+
+def test_the_closing_line_of_a_stopped_run_keeps_the_length_that_was_given_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open_run(gan.read_config(["--name", "a"]), gan.KIND):
+        pass
+    resumed = gan.read_config(["--name", "a", "--resume", "--updates", "7"])
+    with contextlib.suppress(Stopped), open_run(resumed, gan.KIND) as run:
+        run.stop_requested = "SIGTERM"
+        raise Stopped
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" --name a --resume --updates 7")
+
+
 def test_a_run_is_resumed_when_the_torchrun_that_began_it_restarts_its_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
     def read() -> Config:
-        return configure(
-            Config, PRESETS, ["--name", "a", "--seed", "7"], "", kind="classify", name_fields=(), changeable={"resume"}
-        )
+        return configure(Config, PRESETS, ["--name", "a", "--seed", "7"], "", kind="classify", name_fields=())
 
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     assert not read().resume, "it was killed before there was a run"

@@ -234,7 +234,7 @@ def assert_check_passes(*words: str, folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def read(*words: str) -> Config:
-    return configure(Config, {}, list(words), "", kind="dqn", name_fields=("preset", "seed"), changeable={"resume"})
+    return configure(Config, {}, list(words), "", kind="dqn", name_fields=("preset", "seed"))
 
 
 def test_a_missing_server_is_reported_before_anything_is_created(

@@ -15,7 +15,6 @@ from zerokara.vision.classification import config as classify_config
 
 KIND = "binary"  # of the runs of vision/binary.py
 # Options that may change when a run is resumed.
-CHANGEABLE = {"resume", "quiet"}
 
 Count = Annotated[int, Range(1)]
 
@@ -106,7 +105,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-read_config = partial(
-    configure, Config, PRESETS, kind=KIND, name_fields=("data", "network", "seed"), changeable=CHANGEABLE
-)
+read_config = partial(configure, Config, PRESETS, kind=KIND, name_fields=("data", "network", "seed"))
 """Reads the config from the command line; with --resume, from the run's folder."""

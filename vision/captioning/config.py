@@ -19,7 +19,6 @@ from zerokara.vision.captioning import names
 
 KIND = "caption"  # of the runs of vision/caption.py
 # Options that may change when a run is resumed.
-CHANGEABLE = {"resume", "quiet"}
 
 Count = Annotated[int, Range(1)]
 Positive = Annotated[float, Range(0, low_open=True)]
@@ -132,7 +131,6 @@ read_config = partial(
     PRESETS,
     kind=KIND,
     name_fields=("data", "backbone", "preset", "split_seed", "seed"),
-    changeable=CHANGEABLE,
     adjust=refuse_whitening,
 )
 """Reads the config from the command line; with --resume, from the run's folder."""

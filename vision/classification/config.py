@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 KIND = "classify"  # of the runs of vision/classify.py
 # Options that may change when a run is resumed.
-CHANGEABLE = {"resume", "quiet"}
 
 Count = Annotated[int, Range(1)]
 OptionalCount = Annotated[int, Range(0)]
@@ -319,7 +318,6 @@ read_config = partial(
     PRESETS,
     kind=KIND,
     name_fields=("data", "backbone", "preset", "seed"),
-    changeable=CHANGEABLE,
     adjust=adapt_to_data,
 )
 """Reads the config from the command line; with --resume, from the run's folder."""

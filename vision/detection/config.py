@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 KIND = "detect"  # of the runs of vision/detect.py
 NORMALIZATION = "normalization"  # key of mean and standard deviation of the inputs in `extra` of config.json
 # Options that may change when a run is resumed.
-CHANGEABLE = {"resume", "quiet", "proposal_cache"}
 
 Method = Literal["fast-rcnn", "rcnn"]
 Count = Annotated[int, Range(1)]
@@ -45,6 +44,7 @@ class Config(NormalizationOptions, BatchNormOptions):
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = names.GROUPS
     COMMON: ClassVar[tuple[str, ...]] = names.COMMON
     VALUES_BEFORE: ClassVar[Mapping[str, Any]] = {"named_splits": False}
+    CHANGEABLE: ClassVar = frozenset({"proposal_cache"})
     PRESET_SUMMARIES: ClassVar[Mapping[str, str]] = names.PRESET_SUMMARIES
 
     preset: str = "fast"
@@ -249,7 +249,6 @@ read_config = partial(
     PRESETS,
     kind=KIND,
     name_fields=("data", "method", "preset", "seed"),
-    changeable=CHANGEABLE,
     adjust=refuse_whitening,
 )
 """Reads the config from the command line; with --resume, from the run's folder."""

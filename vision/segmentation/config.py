@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 KIND = "segment"  # of the runs of vision/segment.py
 # Options that may change when a run is resumed.
-CHANGEABLE = {"resume", "quiet"}
 
 STRENGTH = 0.6  # opacity of the class colors over an image
 NetworkName = Literal["fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn2s", "segnet"]
@@ -265,7 +264,6 @@ read_config = partial(
     PRESETS,
     kind=KIND,
     name_fields=("data", "network", "preset", "seed"),
-    changeable=CHANGEABLE,
     adjust=_adjust,
 )
 """Reads the config from the command line; with --resume, from the run's folder."""

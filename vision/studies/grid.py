@@ -355,7 +355,7 @@ def closing_message(run: Run, done: int, cells: int, command: str) -> str:
     if done == cells:
         return f"{cells} cells trained: tables and figures are in {run.folder}"
     reason = run.stop_requested or "stopped"
-    return f"{reason}: {done} of {cells} cells trained; resume with: {command} --name {run.folder.name} --resume"
+    return f"{reason}: {done} of {cells} cells trained; resume with: {run.resume_command(command)}"
 
 
 def plot_mean_interval(

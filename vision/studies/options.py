@@ -9,15 +9,13 @@ from zerokara.core.choices import Precision
 from zerokara.core.config import Range
 from zerokara.vision.studies import names
 
-# Options that may change when a grid is resumed.
-CHANGEABLE = frozenset({"resume", "quiet", "seeds"})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options that all grid programs share."""
 
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_GRID
+    CHANGEABLE: ClassVar = frozenset({"seeds"})
 
     data: str = "glyphs"
     """glyphs, mnist, fashion-mnist, cifar10, cifar100, or a folder or zip. Data set: synthetic digits (glyphs), a named

@@ -3,7 +3,7 @@
     training = Training(config, images, compute, world)  # a subclass of EpochTraining
     resumed = restore(training, run)
     if run_epochs(training, run, validate):
-        return stopped_message(training, KIND)
+        return stopped_message(training, run, KIND)
 
 vision.classify, vision.segment, vision.caption and vision.binary use it. Each of them defines its own update and its
 own validation.
@@ -25,7 +25,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
 from zerokara.core.epoch_order import EpochOrder
-from zerokara.core.programs import resume_command
+from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval
 from zerokara.core.training_loop import NetworkT, TrainingState, UpdateConfig, run_updates
@@ -266,15 +266,17 @@ def run_epochs(training: EpochTraining[Any], run: Run, validate: Callable[[], No
     return run_updates(training, run, lambda: training.update(training.next_batch()), validate)
 
 
-def stopped_message(training: EpochTraining[Any], kind: str) -> str:
+def stopped_message(training: EpochTraining[Any], run: Run, kind: str) -> str:
     """Return the closing message of a run that was stopped, with the command that resumes it.
 
     Args:
+        training: state of the run.
+        run: run folder.
         kind: the program is vision.<kind>.
     """
     config, metric = training.config, training.last_metric
     result = "not validated yet" if metric is None else f"validation {training.format_metric(metric)}"
     return (
         f"{config.data}: stopped at epoch {training.epoch} of {config.epochs}, {result}; resume with: "
-        f"{resume_command(f'vision.{kind}', config.name)}"
+        f"{run.resume_command(program_command(f'vision.{kind}'))}"
     )

@@ -62,10 +62,8 @@ def test_the_ratios_are_those_of_a_run_without_actors_by_default() -> None:
 
 
 def test_a_resumed_run_may_move_to_another_cluster_but_keeps_its_actors() -> None:
-    from zerokara.agents.configs.reading import CHANGEABLE
-
-    assert {"ray_address", "actor_cpus", "actor_timeout"} <= CHANGEABLE
-    assert "actors" not in CHANGEABLE
+    assert {"ray_address", "actor_cpus", "actor_timeout"} <= Config.CHANGEABLE
+    assert "actors" not in Config.CHANGEABLE
 
 
 def test_sixteen_actors_are_allowed_by_default() -> None:

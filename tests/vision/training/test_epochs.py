@@ -124,7 +124,7 @@ def test_a_stopped_run_resumes_in_the_middle_of_an_epoch() -> None:
 
         first.update = signalled  # type: ignore[method-assign]
         assert run_epochs(first, run, lambda: first.record_validation(0.5, is_best=True, save_weights=False))
-        assert stopped_message(first, "count") == (
+        assert stopped_message(first, run, "count") == (
             "numbers: stopped at epoch 1 of 3, validation metric 0.5; "
             "resume with: python -m vision.count --name n --resume"
         )
@@ -139,9 +139,9 @@ def test_a_stopped_run_resumes_in_the_middle_of_an_epoch() -> None:
 
 
 def test_stopped_message_before_the_first_validation() -> None:
-    assert stopped_message(Counting(Config()), "count").startswith(
-        "numbers: stopped at epoch 0 of 3, not validated yet; resume with: "
-    )
+    with run_of(Config()) as run:
+        message = stopped_message(Counting(Config()), run, "count")
+    assert message.startswith("numbers: stopped at epoch 0 of 3, not validated yet; resume with: ")
 
 
 def test_a_run_that_stopped_early_does_not_continue_when_resumed() -> None:
