@@ -24,7 +24,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import is_import_path, run_main
@@ -262,7 +262,9 @@ def make_learner(config: Config, shape: tuple[int, int, int], classes: int, comp
     return Learner(config, shape, classes, compute, world, discriminator_forward, generator_forward)
 
 
-def train(config: Config, run: Run, data: Data, compute: Compute, world: World) -> str:
+def train(
+    config: Config, run: Run, data: Data, compute: Compute, world: World, make_evaluator: Callable[[], Evaluator]
+) -> str:
     """Train from the current update to the end of the run. Returns the closing message.
 
     Raises:
@@ -270,7 +272,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     """
     learner = make_learner(config, data.train.shape, len(data.train.classes), compute, world)
     session = Session(run, data, learner)
-    evaluator = Evaluator(config, data, run)
+    evaluator = make_evaluator()
     session.start()
     print_protocol(session, evaluator)
     with run.interruptible(on=False):  # a signal waits for the end of an update; it interrupts an evaluation
@@ -315,14 +317,16 @@ def probe_step(config: Config, data: Data, compute: Compute, batch_size: int) ->
     return lambda: update(learner, pixels, labels)
 
 
-def measure(config: Config, run: Run, data: Data, compute: Compute, world: World) -> SecondsOf:
+def measure(
+    config: Config, run: Run, data: Data, compute: Compute, world: World, make_evaluator: Callable[[], Evaluator]
+) -> SecondsOf:
     """Measure how long updates and evaluations take, to choose the number of updates of a run that is limited in time.
 
     The state of the global random number generator is not changed.
     """
     with torch.random.fork_rng():
         learner = make_learner(config, data.train.shape, len(data.train.classes), compute, world)
-        return measure_updates(learner, update, data, Evaluator(config, data, run), run)
+        return measure_updates(learner, update, data, make_evaluator(), run)
 
 
 def start(config: Config, callback: LogCallback | None = None) -> None:
@@ -341,10 +345,11 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
         timed = TrainStep(partial(probe_step, config, data), config.batch_size // world.size, config.accumulation_steps)
         total = 1 if config.minutes else config.updates
         compute = run.compute(lambda: choose_compute(config, world, timed, config.updates), total)
+        make_evaluator = cache(partial(Evaluator, config, data, run))  # one, so that it extracts real features once
         if config.minutes:
-            measured = partial(measure, config, run, data, compute, world)
+            measured = partial(measure, config, run, data, compute, world, make_evaluator)
             config = replace(config, updates=length_in_time_limit(run, "update", config.minutes, began, measured))
-        run.close(train(config, run, data, compute, world))
+        run.close(train(config, run, data, compute, world, make_evaluator))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

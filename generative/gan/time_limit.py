@@ -30,7 +30,7 @@ def measure_updates(
         learner: networks that are used for nothing else, since they are trained.
         update: does an update of the learner on real images (B, C, H, W) uint8 and their labels (B,).
         data: training images.
-        evaluator: computes the metrics.
+        evaluator: computes the metrics, also in the training.
         run: prints what was measured.
 
     Returns:
@@ -45,9 +45,7 @@ def measure_updates(
         learner.read_metrics()["train/d_loss"].item()  # waits for the device
 
     update_seconds = measure_update(timed_update, world, compiles=compute.compile, period=config.penalty_every_updates)
-    start = time.perf_counter()
-    _ = evaluator.real  # the evaluator of the training extracts them once, too
-    real_seconds = time.perf_counter() - start
+    _ = evaluator.real  # extracted once, for the training, too
     start = time.perf_counter()
     names = data.train.classes if learner.classes else ()
     sampler = Sampler(learner.snapshot(), config, learner.shape, names, compute, learner.updates)
@@ -55,7 +53,7 @@ def measure_updates(
     evaluation_seconds = time.perf_counter() - start + EXTRA_SECONDS
     run.print(f"an update takes {update_seconds:.3g} s, an evaluation {evaluation_seconds:.3g} s")
     every = config.eval_every_updates
-    return lambda updates: real_seconds + seconds_of(updates, update_seconds, evaluation_seconds, every)
+    return lambda updates: seconds_of(updates, update_seconds, evaluation_seconds, every)
 
 
 def seconds_of(updates: int, update_seconds: float, evaluation_seconds: float, eval_every_updates: int) -> float:

@@ -88,9 +88,8 @@ def test_updates_and_an_evaluation_are_measured(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(dcgan, "train", train)
     dcgan.main([*WORDS, "--name", "a", "--minutes", "10.5", "--eval-every-updates", "100"])
     assert updates == [3 + 8], "more would take longer than 15 s"
-    # 598.5 s without the margin of 5%, 31 s for each of 3 evaluations and the floor, 3 s for the features of real
-    # images, which the training extracts again, and 2 s at the end.
-    assert printed == [str(int((598.5 - 6 - 55 - 4 * 31 - 3 - 2) / 2))]
+    # 598.5 s without the margin of 5%, 31 s for each of 3 evaluations and the floor, and 2 s at the end.
+    assert printed == [str(int((598.5 - 6 - 55 - 4 * 31 - 2) / 2))]
 
 
 @pytest.fixture
@@ -109,7 +108,11 @@ def test_a_run_equals_the_run_with_that_number_of_updates(
     """Also after a resume on a machine of another speed. The schedule and the noise depend on the number."""
     schedules = ("--schedule", "cosine", "--final-instance-noise", "0", "--log-every-updates", "1")
     words = [*WORDS, *schedules, "--eval-every-updates", "2"]
-    update = dcgan.update
+    update, extract, extracted = dcgan.update, Evaluator._extract, list[int]()
+
+    def counted_extract(self: Evaluator, images_NCHW: torch.Tensor) -> Any:
+        extracted.append(len(images_NCHW))
+        return extract(self, images_NCHW)
 
     def interrupted_update(learner: Any, *args: Any) -> None:
         if learner.updates == 3:
@@ -118,8 +121,10 @@ def test_a_run_equals_the_run_with_that_number_of_updates(
 
     with monkeypatch.context() as patch:
         patch.setattr(dcgan, "update", interrupted_update)
+        patch.setattr(Evaluator, "_extract", counted_extract)
         with pytest.raises(KeyboardInterrupt):
             dcgan.main([*words, "--name", "limited", "--minutes", "100"])
+    assert len(extracted) == 2, "held-out images, for the measurement and the training, and those of the floor"
     monkeypatch.setattr(time_limit, "seconds_of", lambda updates, *_: 1.0 * updates)
     dcgan.main(["--name", "limited", "--resume", "--minutes", "100"])
     assert "--minutes 100: 5 updates" in capsys.readouterr().out
