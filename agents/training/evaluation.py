@@ -43,6 +43,14 @@ class Scores:
         return float(np.std(self.returns, ddof=1) / number**0.5) if number > 1 else 0.0
 
 
+def evaluation_metrics(scores: Scores, confirmation: Scores | None) -> dict[str, float]:
+    """Return the metrics of an evaluation, and of a second one that was to confirm it, if there was one."""
+    metrics = {"eval/return": scores.mean, "eval/length": float(np.mean(scores.lengths)), "eval/cut": scores.cut}
+    if confirmation is not None:
+        metrics |= {"eval/return_confirmed": confirmation.mean, "eval/cut_confirmed": confirmation.cut}
+    return metrics
+
+
 def parallel_episodes(episodes: int) -> int:
     """Return the number of environments for an evaluation: the largest divisor of `episodes` up to `MAX_ENVS`."""
     return max(n for n in range(1, MAX_ENVS + 1) if episodes % n == 0)

@@ -30,7 +30,7 @@ from zerokara.agents.qlearning.replay import ALL, Rows
 from zerokara.agents.qlearning.replay_deletion import delete_replays
 from zerokara.agents.qlearning.traces import TraceLearner
 from zerokara.agents.training.best_agent import BestAgent
-from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_processes
+from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_processes, evaluation_metrics
 from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.agents.training.report import bar_fields, closing_line, format_progress, format_scores, print_settings
@@ -237,10 +237,10 @@ class Session(ABC):
 
     @property
     def is_finished(self) -> bool:
-        """True if the run has reached its goal, or its last step and evaluation and, in the main process, video."""
-        config, pending = self.config, self.evaluation_pending or self.video_pending
-        evaluated = not config.eval_every_steps or self.last_evaluation_step == self.step
-        return self.goal_reached or (self.step >= config.total_steps and evaluated and not pending)
+        """True if the run has reached its goal or its last step, with evaluation and, in the main process, video."""
+        evaluated = not self.config.eval_every_steps or self.last_evaluation_step == self.step
+        at_end = self.goal_reached or (self.step >= self.config.total_steps and evaluated)
+        return at_end and not (self.evaluation_pending or self.video_pending)
 
     # ---- evaluation
 
@@ -277,43 +277,46 @@ class Session(ABC):
         return evaluate_in_processes(world, config.eval_episodes, evaluate_shard, record)
 
     def evaluate_and_log(self) -> bool:
-        """Evaluate, record a video, keep the weights if they are the best so far, and log the results.
+        """Evaluate, keep the weights if they are the best so far, log the results, and record a video.
 
         Return True if `stop_at_return` is reached in this evaluation and in a second one that confirms it. A signal
-        interrupts the evaluation; it is then discarded and repeated after resuming.
+        interrupts an evaluation; it is then discarded, and repeated after resuming. A single process saves the results
+        before it records; of several, the first one records while the others evaluate.
 
         Raises:
             UserError: training diverged (the weights contain NaN or Inf), or the disk is full.
         """
-        config = self.config
+        config, goal, is_alone = self.config, self.config.stop_at_return, self.world.size == 1
 
         def record_video() -> None:
             self.video_pending = config.capture_video and not log_video(self.policy, config, self.run, self.step)
 
         def evaluate_and_print(repetition: int, what: str) -> Scores:
-            scores = self.evaluate(repetition, record_video if repetition == 0 else lambda: None)
+            scores = self.evaluate(repetition, lambda: None if is_alone or repetition else record_video())
             self.run.print(f"step {self.step:,}: {format_scores(scores)} over {len(scores.returns)} {what}")
             return scores
 
         self.evaluation_pending = True
         try:
             scores = evaluate_and_print(0, f"episodes at epsilon {config.eval_epsilon}")
-            goal_reached = config.stop_at_return is not None and scores.mean >= config.stop_at_return
-            confirmation = evaluate_and_print(1, "further episodes to confirm it") if goal_reached else None
+            confirms = goal is not None and scores.mean >= goal
+            confirmation = evaluate_and_print(1, "further episodes to confirm it") if confirms else None
         except Stopped:
             return False
         self.evaluation_pending = False
         self.last_score, self.last_evaluation_step = scores.mean, self.step
-        metrics = {"eval/return": scores.mean, "eval/length": float(np.mean(scores.lengths)), "eval/cut": scores.cut}
-        if confirmation is not None:
-            metrics |= {"eval/return_confirmed": confirmation.mean, "eval/cut_confirmed": confirmation.cut}
-            goal_reached = confirmation.mean >= (config.stop_at_return or 0)
+        metrics = evaluation_metrics(scores, confirmation)
+        goal_reached = goal is not None and confirmation is not None and confirmation.mean >= goal
         check_finite(self.learner.network, f"step {self.step:,}", self.run.folder)
         weights, figures, env = self.learner.network.state_dict(), {**metrics, "train/updates": self.updates}, self.env
         self.best.update(weights, figures, num_actions=env.num_actions, step=self.step, obs_shape=env.obs_shape)
         if self.world.is_main:
             self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
             log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
+        if is_alone and config.capture_video:
+            self.goal_reached, self.video_pending = goal_reached, True
+            self.save()
+            record_video()
         return goal_reached
 
     # ---- logging
@@ -363,10 +366,7 @@ class Session(ABC):
         self.run.progress(self.step, self.config.total_steps, fields)
 
     def closing_message(self) -> str:
-        """Closing message: the last returns, and the command to resume the run or to watch the agent.
-
-        The returns are those of all processes; every process must call this.
-        """
+        """Return the last returns of all processes, which all call this, and the command to resume or to watch."""
         returns = gather_returns(self.world, self.returns)
         scores = format_progress(self.last_score, self.best.score, self.best.step, returns, self.updates)
         resume = "" if self.is_finished else self.run.resume_command(program_command(self.program))
@@ -443,7 +443,8 @@ class Session(ABC):
         self.last_evaluation_step, self.evaluation_pending = state["evaluated_at"], state["owes_evaluation"]
         if "best" in state:  # not in checkpoints of 0.1
             self.best.load_state_dict(state["best"])
-        self.last_score, self.video_pending = state["last_score"], state.get("owes_video", False)  # new in 0.2
-        # --resume continues a run beyond its goal; a restart by torchrun does not.
-        self.goal_reached = is_restarted() and state.get("goal_reached", False)
+        self.last_score = state["last_score"]
+        self.video_pending = self.config.capture_video and state.get("owes_video", False)  # new in 0.2
+        # --resume continues a run beyond its goal; a restart by torchrun, or of a run without its last video, does not.
+        self.goal_reached = (is_restarted() or self.video_pending) and state.get("goal_reached", False)
         self.clock.hours = state["hours"]

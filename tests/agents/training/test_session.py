@@ -286,27 +286,6 @@ def test_a_signal_interrupts_an_evaluation_at_once(make: Make, monkeypatch: pyte
     assert (again.session.last_score, again.run.stopped) == (2.0, False)
 
 
-def test_a_video_that_was_interrupted_is_recorded_by_the_resumed_run(
-    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    recorded = make(total_steps=40, eval_every_steps=40, capture_video=True)
-    recorded.scores = [scores(2.0)]
-
-    def log_video(*args: Any) -> bool:
-        signal.raise_signal(signal.SIGTERM)
-        return False
-
-    monkeypatch.setattr(session, "log_video", log_video)
-    with recorded.run.signals():
-        recorded.train()
-    assert (recorded.session.video_pending, recorded.session.evaluation_pending) == (True, False)
-    assert recorded.run.stopped, "after the last step, but the video is missing"
-    again = make(resume=True, total_steps=40, eval_every_steps=40, capture_video=True)
-    again.train()
-    assert (again.videos, again.evaluations, again.run.stopped) == ([40], [], False)
-    assert [row["step"] for row in metrics(tmp_path / "run") if "eval/return" in row] == [40]
-
-
 def test_a_pending_evaluation_that_reaches_the_goal_ends_the_resumed_run(make: Make) -> None:
     recorded = make(stop_at_return=2.0)
     recorded.session.start()
