@@ -5,33 +5,11 @@ One color for all: with a contrasting color for each image, images of nearly equ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 from zerokara.core.choices import Background
-from zerokara.core.config import UserError, format_count
-from zerokara.core.data.image_files import LIGHT, read_visible_luma
-from zerokara.core.data.types import Progress
-
-
-def visible_lumas(files: Iterable[tuple[str, Callable[[], bytes]]], progress: Progress | None) -> list[float]:
-    """Return the mean luma (0 to 255) of the visible parts of each image with transparency.
-
-    Images that cannot be read are left out here, and named when they are read.
-
-    Args:
-        files: name of each file, and a function that returns its content.
-        progress: callback.
-    """
-    lumas = []
-    for number, (name, read) in enumerate(files, 1):
-        if progress is not None and number % 256 == 0:
-            progress("images searched for transparency", number, 0)
-        try:
-            luma = read_visible_luma(read(), name)
-        except UserError:
-            continue
-        lumas += [luma] if luma is not None else []
-    return lumas
+from zerokara.core.config import format_count
+from zerokara.core.data.image_files import LIGHT
 
 
 def choose_background(lumas: Sequence[float]) -> tuple[Background, int, int]:

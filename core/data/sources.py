@@ -11,13 +11,13 @@ from pathlib import Path
 from zerokara.core.choices import Background
 from zerokara.core.config import UserError, suggest
 from zerokara.core.data import cifar, glyphs
-from zerokara.core.data.backgrounds import visible_lumas
 from zerokara.core.data.download import Remote, fetch
 from zerokara.core.data.emnist import NAMES as EMNIST_NAMES
 from zerokara.core.data.emnist import check_no_emnist, find_emnist, load_emnist
 from zerokara.core.data.folders import load_folders, training_files
 from zerokara.core.data.idx import has_idx, load_idx
 from zerokara.core.data.image_files import convert_image_set
+from zerokara.core.data.survey import survey
 from zerokara.core.data.types import ImageSet, Progress, Split
 
 
@@ -77,7 +77,7 @@ def load(
 
 
 def training_lumas(data: str, data_dir: Path | None, progress: Progress | None) -> list[float]:
-    """Return the luma of each training image with transparency, see `visible_lumas`; none for a named data set.
+    """Return the luma of each training image with transparency, see `Survey`; none for a named data set.
 
     Args:
         data: as for `load`.
@@ -91,7 +91,7 @@ def training_lumas(data: str, data_dir: Path | None, progress: Progress | None) 
     if found is None:
         return []
     check_no_emnist(found)
-    return visible_lumas(training_files(found, progress), progress)
+    return survey(training_files(found, progress), str(found), progress).lumas
 
 
 def data_folder(data_dir: Path | None) -> Path:

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, Progress
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.backgrounds import choose_background, describe_background
-from zerokara.core.data.image_files import OPAQUE_SUFFIXES, read_size, read_visible_luma
+from zerokara.core.data.survey import Survey, survey
 from zerokara.generative.gan.config import FRAMES, Config
-from zerokara.generative.gan.image_members import MIN_SIDE, check_readable_side, open_members
+from zerokara.generative.gan.image_members import MIN_READABLE_SIDE, MIN_SIDE, open_members
 
 SIDES = (64, 32)  # pixels; images are resized to the first that half of them have
 FEW_IMAGES = 2_000  # for training; fewer are augmented, and a warning says what to expect
@@ -39,46 +38,15 @@ def is_own(config: Config) -> bool:
     return are_files(config) and Path(config.data).expanduser().exists()
 
 
-@dataclass
-class Survey:
-    """Facts about images that are known before they are read.
-
-    Attributes:
-        sizes: number of images of each (H, W).
-        lumas: of the visible parts (0 to 255) of each image with transparency.
-    """
-
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    lumas: list[float] = field(default_factory=list)
-
-
-def survey(path: Path, *, sizes: bool, transparency: bool, progress: Progress | None) -> Survey:
-    """Look at the training images of a folder, a zip file or an LSUN database.
-
-    Only images that may have transparency are decoded, and only if `transparency` is True. If `sizes` is False, files
-    whose suffix is that of a format without transparency are not read. Images that cannot be read are left out here,
-    and named when they are read.
+def survey_members(path: Path, *, sizes: bool, transparency: bool, progress: Progress | None) -> Survey:
+    """Look at the training images of a folder, a zip file or an LSUN database, as `core.data.survey`.
 
     Raises:
         UserError: the folder or file cannot be read.
     """
-    found = Survey()
-    with open_members(path, "train", Audit(), progress) as (everything, _):
-        members = [each for each in everything if sizes or Path(each[0]).suffix.lower() not in OPAQUE_SUFFIXES]
-        for index, (name, _, read) in enumerate(members):
-            if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
-                progress(f"{'sizes' if sizes else 'transparency'} of images read from {path}", index + 1, len(members))
-            where = f"{name} in {path}"
-            try:
-                content = read()
-                size = read_size(content, where)
-                check_readable_side(size, where)
-                luma = read_visible_luma(content, where) if transparency else None
-            except UserError:
-                continue
-            found.sizes[size] += 1
-            found.lumas += [luma] if luma is not None else []
-    return found
+    with open_members(path, "train", Audit(), progress) as (members, _):
+        files = [(name, read) for name, _, read in members]
+        return survey(files, str(path), progress, sizes=sizes, transparency=transparency, min_side=MIN_READABLE_SIDE)
 
 
 def choose_size(sizes: Counter[tuple[int, int]]) -> tuple[int, ...]:
@@ -107,7 +75,7 @@ def for_reading(config: Config, progress: Progress | None) -> tuple[Config, list
     if config.image_size and config.background != "auto":
         return config, []
     sizes, transparency = not config.image_size, config.background == "auto"
-    found = survey(Path(config.data).expanduser(), sizes=sizes, transparency=transparency, progress=progress)
+    found = survey_members(Path(config.data).expanduser(), sizes=sizes, transparency=transparency, progress=progress)
     lines = []
     if found.sizes and sizes:
         config = replace(config, image_size=choose_size(found.sizes))

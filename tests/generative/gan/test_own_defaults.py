@@ -15,9 +15,9 @@ from PIL import Image
 
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, from_dict
+from zerokara.core.data import survey
 from zerokara.core.data.image_files import read_size
 from zerokara.core.training_program import open_run
-from zerokara.generative.gan import own_defaults
 from zerokara.generative.gan.config import KIND, PRESETS, Config
 from zerokara.generative.gan.config import read_config as read_command_line
 from zerokara.generative.gan.data import Data
@@ -175,7 +175,7 @@ def test_with_a_size_only_files_that_may_have_transparency_are_read(
         seen.append(name)
         return read_size(data, name)
 
-    monkeypatch.setattr(own_defaults, "read_size", read)
+    monkeypatch.setattr(survey, "read_size", read)
     settings, data = Data.load_with_defaults(config(tmp_path, "--image-size", "32"))
     assert (settings.background, data.train.shape) == ("black", (3, 32, 32))
     assert {name.partition(" ")[0][-4:] for name in seen} == {".png"}
