@@ -331,6 +331,12 @@ CONDITIONS: Sequence[tuple[str, str, str, str]] = [
     ("binary", "--num-hidden-layers 2 --network cnn", "--network mlp", "--network mlp"),
     ("binary", "--width-multiplier 2", "--network cnn", "--network cnn"),
     ("precision", "--calibration 500 --no-int8", "--int8", "--int8"),
+    ("segment", "--stem small --backbone vgg16", "a --backbone that has this option", "--backbone resnet50"),
+    ("segment", "--width-multiplier 2 --backbone torch.nn:Flatten", "a --backbone that has", "--backbone vgg16"),
+    *(
+        (program, "--data-dir photos", "--data and the name of a data set in that folder", "--data mnist")
+        for program in ("dcgan", "classify", "binary", "depth", "augmentation")
+    ),
     ("seeds", "--ray-cpus 2", "--ray-address auto", "--ray-address auto"),
     ("seeds", "--ray-gpus 1", "--ray-address auto", "--ray-address auto"),
 ]

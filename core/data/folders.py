@@ -19,7 +19,6 @@ from zerokara.core.data import lsun
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.file_reading import read_file, read_member
 from zerokara.core.data.image_files import (
-    OPAQUE_SUFFIXES,
     SUFFIXES,
     UNSUPPORTED_SUFFIXES,
     decode_all,
@@ -106,7 +105,7 @@ def load_folders(
 
 
 def training_files(path: Path, progress: Progress | None) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Iterate over the training images of `load_folders` that may have transparency: names, and functions that read.
+    """Iterate over the training images of `load_folders`: names, and functions that read.
 
     Raises:
         UserError: as `load_folders`, without reading an image.
@@ -121,7 +120,7 @@ def training_files(path: Path, progress: Progress | None) -> Iterator[tuple[str,
         labels = read_labels(members, read, str(path))
         listings, _ = _splits(members, path, Audit()) if labels is None else _labeled(members, labels, path, Audit())
         names = [name for pictures in listings["train"].classes.values() for name in pictures]
-        yield from ((name, partial(read, name)) for name in names if _suffix(name) not in OPAQUE_SUFFIXES)
+        yield from ((name, partial(read, name)) for name in names)
 
 
 def count_others(paths: Sequence[str], audit: Audit) -> None:
@@ -298,7 +297,12 @@ def _list(members: list[str], folders: SplitFolders, split: AnySplit | None, pat
     below = folders.names[split] if split is not None and folders.level == 0 else ""
     where = f"{path}/{folders.root}{below}".rstrip("/")
     if not any(listing.classes.values()):
-        raise UserError(f"There are no class folders with images in {where}: expected {where}/<class>/<image>.png.")
+        flat = sum(map(is_image, listing.others))
+        raise UserError(
+            f"There are {f'{flat:,} images, but ' if flat else ''}no class folders with images in {where}: move the "
+            f"images of each class into a folder with its name, as in {where}/<class>/<image>.png, and give --data "
+            f"{path}."
+        )
     if empty := [name for name, pictures in listing.classes.items() if not pictures]:
         raise UserError(f"The class folder {empty[0]!r} in {where} has no images: add images, or remove it.")
     return replace(listing, classes={name: sorted(listing.classes[name]) for name in sorted(listing.classes)})

@@ -235,6 +235,7 @@ _ADA: Requirement = (lambda config: bool(config.ada), "--ada")
 _DCGAN: Requirement = (lambda config: config.generator == "dcgan", "--generator dcgan")
 
 REQUIRES: Mapping[str, Requirement] = {
+    "data_dir": names.DATA_DIR,
     "frames": _FRAMES,
     "frame_stack": _FRAMES,
     "upsample": _DCGAN,

@@ -123,6 +123,7 @@ PRESET_SUMMARIES: Mapping[str, str] = {
 # ---- settings that have no effect without another one
 
 REQUIRES: Mapping[str, Requirement] = {
+    "data_dir": names.DATA_DIR,
     "num_hidden_layers": (lambda config: config.network == "mlp", "--network mlp"),
     "width_multiplier": (lambda config: config.network == "cnn", "--network cnn"),
 }

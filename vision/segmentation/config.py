@@ -39,6 +39,7 @@ class Config(NormalizationOptions, BatchNormOptions):
 
     RENAMED: ClassVar = names.RENAMED
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
+    REQUIRES: ClassVar = names.REQUIRES
     GROUPS: ClassVar = names.GROUPS
     COMMON: ClassVar = names.COMMON
     PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES

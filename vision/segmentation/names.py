@@ -6,8 +6,10 @@ The config class refers to these tables; core/config.py, core/command_line.py an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from zerokara.core import foreign_names as names
+from zerokara.core.command_line import Requirement
 
 # ---- names in older versions
 
@@ -192,3 +194,19 @@ PRESET_SUMMARIES: Mapping[str, str] = {
     "fcn8s": "FCN-8s (Shelhamer et al. 2015)",
     "segnet": "SegNet (Badrinarayanan et al. 2017)",
 }
+
+# ---- settings that have no effect without another one
+
+
+def _has_option(name: str) -> Requirement:
+    """Return the requirement that the backbone has an option."""
+
+    def has_it(config: Any) -> bool:
+        from zerokara.core.backbones.registry import option_names  # imports PyTorch
+
+        return name in option_names(config.backbone)
+
+    return has_it, "a --backbone that has this option, such as resnet18"
+
+
+REQUIRES: Mapping[str, Requirement] = {"width_multiplier": _has_option("width"), "stem": _has_option("stem")}

@@ -113,6 +113,7 @@ GROUPS_FEATURES: Mapping[str, tuple[str, ...]] = {
 
 # ---- settings that have no effect without another one
 
+REQUIRES: Mapping[str, Requirement] = {"data_dir": names.DATA_DIR}
 REQUIRES_DEPTH: Mapping[str, Requirement] = {
     "depths": (lambda options: options.part != "filters", "--part layers or both"),
 }

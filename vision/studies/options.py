@@ -15,6 +15,7 @@ class Options:
     """Options that all grid programs share."""
 
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_GRID
+    REQUIRES: ClassVar = names.REQUIRES
     CHANGEABLE: ClassVar = frozenset({"seeds"})
 
     data: str = "glyphs"

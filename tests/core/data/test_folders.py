@@ -110,9 +110,12 @@ class TestLayouts:
             ({"a/1.png": 1, "a/2.png": 1, "b/notes.txt": b"x"}, "The class folder 'b' in .* has no images"),
             ({**SPLIT, "val/c/1.png": 1}, "the class 'c' in val/ but not in train/"),
             ({"a/1.png": 1, "a/2.png": 1, "b/1.png": 1}, "The class folder 'b' in .* has a single image"),
-            ({"1.png": 1, "2.png": 2}, "no class folders with images in .*set"),
+            (
+                {"1.png": 1, "2.png": 2, "notes.txt": b"x"},
+                r"^There are 2 images, but no class folders .*set.*: move .*, as in .*set.*/<class>/<image>\.png, and",
+            ),
             ({"train/1.jpg": 1, "val/1.jpg": 1, "trainannot/1.png": 1}, "no class folders with images in .*train"),
-            ({"readme.txt": b"x"}, "no class folders with images"),
+            ({"readme.txt": b"x"}, "^There are no class folders with images"),
             (
                 {**SPLIT, "train/a/2.png": png(1)[:-20]},
                 "No image of the class 'a' .*2.png in .*set.* cannot be decoded",
