@@ -346,7 +346,12 @@ def run_main(main: Callable[[], object]) -> None:
     try:
         main()
     except UserError as error:
-        _leave(f"error: {error}", 2)
+        print_on_stderr(f"error: {error}")
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+            from zerokara.core.rendezvous import report_failure
+
+            report_failure()
+        sys.exit(2)
     except ProcessLost as error:
         _leave(f"error: {error}", EXIT_STOPPED)
     except Stopped:

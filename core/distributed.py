@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import nn
 
 from zerokara.core.config import ProcessLost, UserError, error_summary
+from zerokara.core.rendezvous import create_store, meet
 
 ValueT = TypeVar("ValueT")
 
@@ -65,7 +66,7 @@ class World:
         Raises:
             UserError: some of the variables are missing or not numbers, or torchrun is to restart processes of several
                 machines with one store of addresses.
-            ProcessLost: another process did not join in time.
+            ProcessLost: another process did not join in time, or has ended with an error.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
@@ -89,8 +90,14 @@ class World:
             timeout = timedelta(seconds=collective_timeout())
             backend = "nccl" if on_cuda else "gloo"
             with _others_answer("The processes of this run could not connect ({reason}): type the same command again."):
-                store = _store_after_restart(size, timeout)
-                dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, store=store)
+                store = create_store(rank, size, timeout)
+                if not (has_failed := meet(store, rank, size)):
+                    dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, store=store)
+            if has_failed:
+                raise ProcessLost(
+                    "Another process of this run has ended with an error before the run began: see its message, and "
+                    "type the same command again."
+                )
         on_machine = os.environ.get("LOCAL_WORLD_SIZE", "")
         return cls(rank, size, local_rank, int(on_machine) if on_machine.isdigit() else None)
 
@@ -99,7 +106,10 @@ class World:
         return slice(number * self.rank // self.size, number * (self.rank + 1) // self.size)
 
     def process_seed(self, seed: int) -> int:
-        """Return the seed of what each process of a training draws by itself, from the seed of the run."""
+        """Return the seed of what each process of a training draws by itself, from the seed of the run.
+
+        The processes of agents have others (`agents.training.start.spaced_process_seed`).
+        """
         return seed * 1_000_003 + self.rank
 
     @property
@@ -307,31 +317,6 @@ def collective_timeout() -> float:
     if not 0 < seconds < float("inf"):
         raise UserError(f"{TIMEOUT} is {text!r}, expected seconds above 0: set it to {DEFAULT_TIMEOUT:g}, or unset it.")
     return seconds
-
-
-def _store_after_restart(size: int, timeout: timedelta) -> Any:
-    """Return a store of addresses without those of processes that have ended; None: the one that PyTorch creates.
-
-    PyTorch 2.13 keeps one store over all restarts of torchrun. Without a prefix, processes find the addresses of those
-    that have ended, and cannot connect or wait forever. The number of the restart is a prefix on one machine; several
-    count different numbers, so that they need torchrun without this store: then the first process creates one.
-
-    Raises:
-        UserError: torchrun is to restart processes of several machines with one store.
-    """
-    environment = os.environ
-    no_restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") in ("", "0")
-    if no_restarts or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    if environment.get("GROUP_WORLD_SIZE") != "1":
-        raise UserError(
-            "torchrun --max-restarts on several machines needs the environment variable "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of them, and --rdzv-backend c10d: set it before torchrun, or "
-            "leave --max-restarts out, and after a failure type the same command with --resume."
-        )
-    address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-    store = dist.TCPStore(*address, size, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
-    return dist.PrefixStore(f"restart-{environment['TORCHELASTIC_RESTART_COUNT']}", store)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

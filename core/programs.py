@@ -104,13 +104,18 @@ def is_restarted() -> bool:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
+def restarts_processes() -> bool:
+    """Return True if torchrun starts the processes again after a failure (--max-restarts)."""
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") not in ("", "0")
+
+
 def restarting_since() -> datetime | None:
-    """Return when torchrun was started, if it restarts processes (--max-restarts); None otherwise.
+    """Return when torchrun was started, if it restarts processes; None otherwise.
 
     On several machines, the torchrun of each counts only the failures of its own processes, so that the number of a
     restart does not tell whether the group has been restarted.
     """
-    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") in ("", "0"):
+    if not restarts_processes():
         return None
     import psutil
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.programs import start_processes
+from zerokara.core import rendezvous
 from zerokara.core.config import EXIT_STOPPED, UserError
 from zerokara.core.distributed import Votes, World, collective_timeout
 from zerokara.core.programs import is_restarted, restarting_since
@@ -235,6 +236,39 @@ def test_a_process_that_never_joins_is_reported(tmp_path: Path) -> None:
     assert err.startswith(
         ("error: Another process of this run has ended", "error: The processes of this run could not")
     )
+
+
+FAILS = """
+import os, sys
+from zerokara.core.config import UserError, run_main
+from zerokara.core.distributed import World
+
+def main():
+    if os.environ["RANK"] == sys.argv[1]:
+        raise UserError("The option is wrong.")
+    World.from_env("cpu")
+
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_with_an_error_at_the_start_ends_the_others(tmp_path: Path, failing: int) -> None:
+    processes = start_processes(tmp_path, 2, "-c", FAILS, str(failing))
+    (_, own), (_, other) = (processes[rank].communicate(timeout=100) for rank in (failing, 1 - failing))
+    assert (processes[failing].returncode, own) == (2, "error: The option is wrong.\n")
+    assert processes[1 - failing].returncode == EXIT_STOPPED
+    assert other.startswith("error: Another process of this run has ended with an error before the run began")
+    assert other.count("\n") == 1
+
+
+def test_a_process_with_an_error_at_the_start_ends_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "REPORT_SECONDS", 0.2)
+    for name, value in zip(VARIABLES, ("1", "2", "1", "127.0.0.1", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    rendezvous.report_failure()
+    monkeypatch.delenv("MASTER_ADDR")
+    rendezvous.report_failure()
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-3", "nan", "inf"])

@@ -1,4 +1,4 @@
-"""Test that torchrun restarts a run on two hosts, which are network namespaces; needs root and the program ip."""
+"""Tests of torchrun on two hosts, which are network namespaces: restarts, errors; they need root and the program ip."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
@@ -20,7 +21,11 @@ from benchmarks.scaling.hosts import INTERFACE, address, hosts
 from tests.programs import REPO, metrics, run_processes
 from zerokara.core import checkpoint
 
-SECONDS = 400.0
+SECONDS = 600.0
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (os.geteuid() == 0 and shutil.which("ip")), reason="no network namespaces"),
+]
 WORDS = (
     *("agents.pqn", "--env", "zerokara/Catch-v0", "--num-envs", "12", "--rollout-steps", "10", "--total-steps", "9600"),
     *("--num-minibatches", "2", "--width-multiplier", "0.25", "--hidden-units", "32", "--log-every-steps", "480"),
@@ -29,21 +34,48 @@ WORDS = (
 )
 
 
-@contextlib.contextmanager
-def torchruns(folder: Path, namespaces: list[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start a torchrun in each namespace, as docs/cluster.md describes it; in the end no process of them is left.
+def restarting(host: int) -> tuple[str, ...]:
+    """Options of torchrun with restarts, as docs/cluster.md describes them.
 
-    Its output is in host-0.log and host-1.log. The name of this machine does not lead to the address of a namespace.
+    The name of this machine does not lead to the address of a namespace.
     """
-    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
     rendezvous = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address(0)}:29400", "--rdzv-id", "run")
+    own = ("--local-addr", address(host), "--rdzv-conf", f"is_host={int(host == 0)}")
+    return (*rendezvous, *own, "--max-restarts", "2")
+
+
+def plain(host: int) -> tuple[str, ...]:
+    """Options of torchrun without restarts, as docs/distributed.md names them."""
+    return ("--node-rank", str(host), "--master-addr", address(0))
+
+
+@contextlib.contextmanager
+def torchruns(
+    folder: Path,
+    namespaces: list[str],
+    options: Callable[[int], tuple[str, ...]],
+    more: Mapping[int, tuple[str, ...]] = MappingProxyType({}),
+    **variables: str,
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start a torchrun in each namespace; in the end no process of them is left.
+
+    Its output is in host-0.log and host-1.log.
+
+    Args:
+        folder: working directory.
+        namespaces: one of each host.
+        options: returns those of torchrun, given the host.
+        more: host -> further options of the program.
+        variables: of the environment.
+    """
+    variables |= {"GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
     started = []
     for host, name in enumerate(namespaces):
-        own = ("--local-addr", address(host), "--rdzv-conf", f"is_host={int(host == 0)}")
-        launch = ("--nnodes", "2", "--nproc-per-node", "1", *rendezvous, *own, "--max-restarts", "2")
+        launch = ("torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *options(host))
+        program = ("-m", *WORDS, *more.get(host, ()))
         with (folder / f"host-{host}.log").open("wb") as log:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *launch, "-m", *WORDS],
+                ["ip", "netns", "exec", name, sys.executable, "-m", *launch, *program],
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": str(REPO), **variables},
                 stdout=log,
@@ -70,13 +102,12 @@ def saved_step(run: Path, rank: int) -> int:
     return int(checkpoint.load(path, "pqn")["step"]) if path.exists() else 0
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not (os.geteuid() == 0 and shutil.which("ip")), reason="no network namespaces")
 @pytest.mark.parametrize("killed", [0, 1])
 def test_two_hosts_restart_when_the_process_of_one_is_killed(tmp_path: Path, killed: int) -> None:
     run, undisturbed = tmp_path / "runs" / "run", tmp_path / "undisturbed"
     undisturbed.mkdir()
-    with hosts(2) as namespaces, torchruns(tmp_path, namespaces) as started:
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with hosts(2) as namespaces, torchruns(tmp_path, namespaces, restarting, **own_store) as started:
         deadline = time.monotonic() + SECONDS
         while min(saved_step(run, rank) for rank in (0, 1)) < 960:
             assert time.monotonic() < deadline
@@ -95,3 +126,13 @@ def test_two_hosts_restart_when_the_process_of_one_is_killed(tmp_path: Path, kil
         for name, weight in theirs["learner"]["network"].items():
             assert torch.equal(ours["learner"]["network"][name], weight), name
     assert metrics(run) == metrics(undisturbed / "runs" / "run")
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_wrong_option_on_one_host_ends_the_other_one(tmp_path: Path, wrong: int) -> None:
+    with hosts(2) as namespaces, torchruns(tmp_path, namespaces, plain, {wrong: ("--num-env", "6")}) as started:
+        assert [process.wait(timeout=SECONDS) for process in started] == [1, 1], output(tmp_path)
+    own, other = ((tmp_path / f"host-{host}.log").read_text() for host in (wrong, 1 - wrong))
+    assert "error: There is no flag --num-env" in own
+    assert other.count("error: ") == 1
+    assert "error: Another process of this run has ended with an error before the run began" in other
