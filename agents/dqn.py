@@ -50,7 +50,7 @@ from zerokara.agents.qlearning.policy import Exploration, Policy
 from zerokara.agents.qlearning.replay import ALL, Batch, Rows
 from zerokara.agents.training.replay_buffer import describe_fill, make_replay, min_transitions, random_batch, store
 from zerokara.agents.training.session import Session
-from zerokara.agents.training.start import Resources, process_seed, start_run
+from zerokara.agents.training.start import Resources, spaced_process_seed, start_run
 from zerokara.core.compute import Compute
 from zerokara.core.run import LogCallback, Run
 
@@ -164,7 +164,7 @@ def make_learner(config: Config, resources: Resources) -> Learner:
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
         target_tau=config.target_tau,
-        seed=process_seed(config.seed, world) ^ 0x5EED,  # differs from the seeds of replay and policy
+        seed=spaced_process_seed(config.seed, world) ^ 0x5EED,  # differs from the seeds of replay and policy
     )
 
 

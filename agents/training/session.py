@@ -34,7 +34,7 @@ from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_pr
 from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.agents.training.report import bar_fields, closing_line, format_progress, format_scores, print_settings
-from zerokara.agents.training.start import ITERATIONS_PER_VOTE, Resources, process_seed
+from zerokara.agents.training.start import ITERATIONS_PER_VOTE, Resources, spaced_process_seed
 from zerokara.agents.training.totals import Totals, gather_returns, gather_totals, print_warnings
 from zerokara.core import checkpoint
 from zerokara.core.config import Stopped, to_dict
@@ -65,7 +65,7 @@ class Session(ABC):
         self.config, self.run, self.program = config, run, program
         self.env, self.compute, self.world = resources.env, resources.compute, resources.world
         self.num_envs = config.total_envs // self.world.size
-        self.seed = process_seed(config.seed, self.world)
+        self.seed = spaced_process_seed(config.seed, self.world)
         self.step = 0  # agent steps, summed over all processes
         self.updates = self.episodes = self.last_evaluation_step = 0
         self.running_return_N = np.zeros(self.num_envs)

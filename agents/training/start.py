@@ -43,8 +43,11 @@ class Resources:
 ITERATIONS_PER_VOTE = 4
 
 
-def process_seed(seed: int, world: World) -> int:
-    """Return the seed of a process, from the seed of the run."""
+def spaced_process_seed(seed: int, world: World) -> int:
+    """Return the seed of an agent's process, from the seed of the run.
+
+    Those of two processes are 10,007 apart, those of `World.process_seed` 1: runs that are resumed need both.
+    """
     return seed * 1_000_003 + world.rank * 10_007
 
 
