@@ -106,8 +106,10 @@ def saved_step(run: Path, rank: int) -> int:
 def test_two_hosts_restart_when_the_process_of_one_is_killed(tmp_path: Path, killed: int) -> None:
     run, undisturbed = tmp_path / "runs" / "run", tmp_path / "undisturbed"
     undisturbed.mkdir()
-    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    with hosts(2) as namespaces, torchruns(tmp_path, namespaces, restarting, **own_store) as started:
+    with (
+        hosts(2) as namespaces,
+        torchruns(tmp_path, namespaces, restarting, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") as started,
+    ):
         deadline = time.monotonic() + SECONDS
         while min(saved_step(run, rank) for rank in (0, 1)) < 960:
             assert time.monotonic() < deadline
