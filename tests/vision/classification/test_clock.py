@@ -96,6 +96,26 @@ def test_few_long_updates_are_measured(seconds: float, updates: int, monkeypatch
     assert seconds_of(3) == pytest.approx(3 * (8 * seconds * 1.001 + 1))
 
 
+@pytest.mark.parametrize(("epochs", "compiles", "frozen"), [(2, True, [16]), (0, True, []), (2, False, [])])
+def test_code_that_is_compiled_later_is_compiled_by_the_measurement(
+    epochs: int, compiles: bool, frozen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the first update with a frozen bias. Its 60 s have passed then, and are no part of an epoch."""
+    now, later = [0.0], list[int]()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def update(self: Training, index_B: torch.Tensor) -> None:
+        now[0] += 60.0 if self.updates else 1.0
+        later.extend([self.updates] if self.updates else [])
+
+    monkeypatch.setattr(Training, "update", update)
+    words = ("--preset", "airbench", "--minutes", "20", "--whitening-bias-epochs", str(epochs))
+    config = parse(Config, PRESETS, [*TINY, *words], "")
+    seconds_of = measure_epochs(config, Data.load(config), Compute(threads=1, compile=compiles), World())
+    assert later == frozen
+    assert seconds_of(3) == pytest.approx(3 * 9)
+
+
 def test_the_duration_follows_from_the_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch takes 19 s: 8 updates of 2 s, validation of 200 images at 0.01 s, and 1 s for the rest."""
     now = [0.0]
