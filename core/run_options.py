@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
-from zerokara.core.choices import GradientCompression, Precision
+from zerokara.core.choices import Background, GradientCompression, Precision
 from zerokara.core.config import Range
 from zerokara.core.tracking import ServiceName
 
@@ -65,6 +66,17 @@ class NormalizationOptions:
     preprocessor_config.json of Transformers beside the weights, else that of the backbone's paper."""
     published_std: tuple[float, ...] = ()
     """Standard deviation of each channel that published weights expect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackgroundOptions:
+    """Options of programs that train on image files."""
+
+    CHOSEN_AT_START: ClassVar[Mapping[str, Any]] = {"background": "auto"}
+
+    background: Background = "auto"
+    """Color behind transparent pixels (auto: contrasting). It is one for all images of a run: black if more of them are
+    nearly white than nearly black, else white."""
 
 
 @dataclass(frozen=True, kw_only=True)

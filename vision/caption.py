@@ -21,6 +21,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from zerokara.core.command_line import check_command_line
@@ -36,7 +37,9 @@ from torch import nn
 from zerokara.core import checkpoint
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute, TrainStep
+from zerokara.core.data.backgrounds import with_background
 from zerokara.core.data.captions import CaptionSet
+from zerokara.core.data.sources import image_lumas
 from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
@@ -220,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
     check_sync_batch_norm(config, world)
+    folder = Path(config.data_dir) if config.data_dir else None
+    config, lines = with_background(config, partial(image_lumas, config.data, folder))
     data = Data.load(config)
     check_backbone(config, data)
     config = decide_normalization(config, channels=3)
@@ -231,6 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     timed = TrainStep(partial(probe_update, Training, config, data, only_first_images=False), batch_size)
     source = BackboneSource.from_config(config, data.train)
     with open_run(config, KIND, world) as run:
+        for line in lines:
+            run.print(line)
         source.save(run)
         compute = run.compute(lambda: choose_compute(config, world, timed, updates), 1)
         run.close(train(config, run, data, compute, world))

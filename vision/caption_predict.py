@@ -67,8 +67,8 @@ from zerokara.vision.captioning.network import CaptionerMetadata, extract_featur
 from zerokara.vision.captioning.pictures import Entry, draw, page
 
 
-def read(files: Sequence[Path], size: int) -> tuple[dict[Path, np.ndarray], list[str]]:
-    """Read images, resized and center-cropped to (size, size, 3) uint8.
+def read(files: Sequence[Path], metadata: CaptionerMetadata) -> tuple[dict[Path, np.ndarray], list[str]]:
+    """Read images, resized and center-cropped to the size of the captioner's input: (size, size, 3) uint8.
 
     Returns:
         The images by file, and an error message for each file that cannot be read.
@@ -76,7 +76,8 @@ def read(files: Sequence[Path], size: int) -> tuple[dict[Path, np.ndarray], list
     images, errors = {}, []
     for file in files:
         try:
-            images[file] = np.ascontiguousarray(resize_and_crop(convert_channels(read_image(file), False), size))
+            image_HWC = convert_channels(read_image(file, background=metadata.background), False)
+            images[file] = np.ascontiguousarray(resize_and_crop(image_HWC, metadata.image_size))
         except UserError as error:
             errors.append(str(error))
     return images, errors
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     network, _ = CaptionerMetadata.load(Path(options.words[0]).expanduser())
     if options.beam_size:
         network.metadata = replace(network.metadata, beams=options.beam_size)
-    images, errors = read(list_image_files(options.words[1:]), network.metadata.image_size)
+    images, errors = read(list_image_files(options.words[1:]), network.metadata)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )

@@ -35,7 +35,9 @@ import torch
 
 from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.compute import Compute, TrainStep
+from zerokara.core.data.backgrounds import with_background
 from zerokara.core.data.boxes import BoxSet
+from zerokara.core.data.sources import image_lumas
 from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.media import grid, to_uint8
@@ -283,6 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "images_per_update")
     check_sync_batch_norm(config, world)
+    folder = Path(config.data_dir) if config.data_dir else None
+    config, lines = with_background(config, partial(image_lumas, config.data, folder))
     data = Data.load(config)
     metadata = make_metadata(config, data.train, pretrained)
     with on_meta_device():  # invalid networks are refused before the run folder is created
@@ -291,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         load_pretrained_backbone(detector.net.backbone, path)
     with open_run(config, KIND, world) as run:
         save_normalization(run, metadata)
-        for line in data.messages(config):
+        for line in (*lines, *data.messages(config)):
             run.print(line)
         if config.published_normalization:
             run.print(format_normalization(config))

@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = OutputNames(folder, files)
     for file in files:
         try:
-            image_HWC = read_image(file)
+            image_HWC = read_image(file, background=detector.metadata.background)
         except UserError as error:
             errors.append(str(error))
             continue

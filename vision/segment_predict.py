@@ -151,7 +151,7 @@ def write_overlays(
     size: tuple[int, int] | None = None
     for file in files:
         try:
-            image_HWC = read_image(file)
+            image_HWC = read_image(file, background=metadata.background)
         except UserError as error:
             errors.append(str(error))
             continue

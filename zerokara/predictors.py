@@ -69,8 +69,8 @@ class Detection:
 class Predictor(ABC, Generic[ResultT]):
     """Trained network that maps an image to a result."""
 
-    background: Background = "auto"
-    """Color behind transparent pixels."""
+    background: Background
+    """Color behind transparent pixels: that of the training images."""
 
     def predict(self, image: ImageInput) -> ResultT:
         """Return the result for an image.
@@ -123,6 +123,7 @@ class Segmenter(Predictor[np.ndarray]):
 
     def __init__(self, network: SegmenterNetwork, metadata: SegmenterMetadata, compute: Compute) -> None:
         self.network, self.metadata, self.compute = compute.module(network), metadata, compute
+        self.background = metadata.background
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -141,6 +142,7 @@ class Detector(Predictor[list[Detection]]):
 
     def __init__(self, network: DetectorNetwork, compute: Compute, confidence: float) -> None:
         self.network, self.compute, self.confidence = compute.module(network), compute, confidence
+        self.background = network.metadata.background
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -161,6 +163,7 @@ class Captioner(Predictor[str]):
 
     def __init__(self, network: CaptionerNetwork, compute: Compute) -> None:
         self.network, self.compute = compute.module(network), compute
+        self.background = network.metadata.background
 
     def _results(self, images: list[np.ndarray]) -> list[str]:
         size = self.network.metadata.image_size

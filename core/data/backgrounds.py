@@ -5,11 +5,39 @@ One color for all: with a contrasting color for each image, images of nearly equ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from zerokara.core.choices import Background
 from zerokara.core.config import format_count
 from zerokara.core.data.image_files import LIGHT
+from zerokara.core.data.types import Progress
+from zerokara.core.progress import loading
+
+ConfigT = TypeVar("ConfigT", bound=Any)
+
+
+def with_background(config: ConfigT, find_lumas: Callable[[Progress], Sequence[float]]) -> tuple[ConfigT, list[str]]:
+    """Choose one color behind the transparent pixels of all images of a new run.
+
+    Args:
+        config: has `core.run_options.BackgroundOptions`, and the fields data, resume and quiet.
+        find_lumas: returns the mean luma (0 to 255) of the visible parts of each training image with transparency.
+
+    Returns:
+        The config, and a line about the choice if there are such images.
+
+    Raises:
+        UserError: as `find_lumas`.
+    """
+    if config.resume or config.background != "auto":
+        return config, []
+    with loading(config.quiet) as progress:
+        lumas = find_lumas(progress)
+    if not lumas:
+        return config, []
+    return replace(config, background=choose_background(lumas)[0]), [describe_background(config.data, lumas)]
 
 
 def choose_background(lumas: Sequence[float]) -> tuple[Background, int, int]:

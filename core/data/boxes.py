@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from zerokara.core.boxes import clip
+from zerokara.core.choices import Background
 from zerokara.core.config import UserError, format_count
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.box_files import read_boxes
@@ -103,7 +104,14 @@ class BoxSet:
         return dict(zip(self.classes, numbers, strict=True))
 
 
-def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, progress: Progress | None = None) -> BoxSet:
+def load_boxes(
+    data: str,
+    *,
+    image_side: int,
+    data_dir: Path | None = None,
+    background: Background = "auto",
+    progress: Progress | None = None,
+) -> BoxSet:
     """Load all annotated images of a folder or archive.
 
     Args:
@@ -111,6 +119,7 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
             YOLO's text files (see `core.data.box_files`).
         image_side: longer side of an image on its canvas, in pixels.
         data_dir: folder of named data sets; None: $ZEROKARA_DATA, else ~/.cache/zerokara.
+        background: color behind transparent pixels.
         progress: callback.
 
     Raises:
@@ -132,7 +141,7 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
             if progress is not None and (index % 64 == 63 or index + 1 == len(listing.pictures)):
                 progress(f"images read from {path}", index + 1, len(listing.pictures))
             try:
-                image_HWC, unit_4, frame = _read_image(annotated, read, path, audit)
+                image_HWC, unit_4, frame = _read_image(annotated, read, path, background, audit)
             except UserError as error:
                 audit.left_out.append(str(error))
                 continue
@@ -164,7 +173,7 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
 
 
 def _read_image(
-    annotated: AnnotatedImage, read: Read, path: Path, audit: Audit
+    annotated: AnnotatedImage, read: Read, path: Path, background: Background, audit: Audit
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, str] | None]:
     """Read the image of an annotation.
 
@@ -177,7 +186,7 @@ def _read_image(
     """
     name, content = f"{annotated.picture} in {path}", read(annotated.picture)
     as_shown, as_stored = Audit(), Audit()
-    image_HWC = convert_channels(decode(content, name, audit=as_shown), grayscale=False)
+    image_HWC = convert_channels(decode(content, name, background=background, audit=as_shown), grayscale=False)
     height, width = image_HWC.shape[:2]
     used, unit_4 = as_shown, np.ones(4)
     note: tuple[str, str] | None = None
@@ -187,7 +196,8 @@ def _read_image(
     elif (stated_width, stated_height) != (width, height):
         raw_HWC = image_HWC
         if (stated_width, stated_height) == (height, width):
-            raw_HWC = convert_channels(decode(content, name, apply_exif=False, audit=as_stored), grayscale=False)
+            raw_HWC = decode(content, name, background=background, apply_exif=False, audit=as_stored)
+            raw_HWC = convert_channels(raw_HWC, grayscale=False)
         if raw_HWC.shape[:2] == (stated_height, stated_width):
             image_HWC, used = raw_HWC, as_stored
             note = NOT_TURNED

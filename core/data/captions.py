@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zerokara.core.choices import Background
 from zerokara.core.config import UserError, error_summary, format_count
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.box_types import ImageFinder
@@ -68,7 +69,12 @@ class CaptionSet:
 
 
 def load_captions(
-    data: str, *, image_size: int, data_dir: Path | None = None, progress: Progress | None = None
+    data: str,
+    *,
+    image_size: int,
+    data_dir: Path | None = None,
+    background: Background = "auto",
+    progress: Progress | None = None,
 ) -> CaptionSet:
     """Load the captioned images of a folder or zip.
 
@@ -76,6 +82,7 @@ def load_captions(
         data: a path, or the name of a folder or of `<name>.zip` in `data_dir`.
         image_size: side of the images in pixels; images are scaled to cover the square, and the center is cropped.
         data_dir: folder of named data sets; None: $ZEROKARA_DATA, else ~/.cache/zerokara.
+        background: color behind transparent pixels.
         progress: callback.
 
     Raises:
@@ -99,7 +106,9 @@ def load_captions(
             number = format_count(len(without), "image")
             audit.notes.append(f"not used: {number} without a caption, such as {without[0]}")
         found = sorted(captions, key=lambda name: (name.rpartition("/")[2], name))
-        images, kept = decode_all(found, read, str(path), image_size, False, progress, audit=audit)
+        images, kept = decode_all(
+            found, read, str(path), image_size, False, progress, background=background, audit=audit
+        )
         found = [found[index] for index in kept]
         listed = _listed_splits(members, read)
     last = [name.rpartition("/")[2] for name in found]

@@ -9,15 +9,17 @@ Shapes: N images, C channels, H, W pixels, K classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zerokara.core.choices import Background
 from zerokara.core.config import UserError, format_count
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.folders import opened
@@ -30,9 +32,10 @@ from zerokara.core.data.image_files import (
     resize_and_crop_mask,
 )
 from zerokara.core.data.label_colors import LabelColors
-from zerokara.core.data.mask_files import Pair, list_pairs
+from zerokara.core.data.mask_files import Listing, Pair, list_pairs
 from zerokara.core.data.sources import require_data
 from zerokara.core.data.splits import AnySplit
+from zerokara.core.data.survey import survey
 from zerokara.core.data.types import Images, Progress
 
 MAX_EXAMPLE = 10  # values that a message names as an example
@@ -87,6 +90,7 @@ def load_masks(
     classes: Sequence[str] = (),
     unlabeled: int | None = None,
     mask_values: Sequence[int] = (),
+    background: Background = "auto",
     progress: Progress | None = None,
 ) -> MaskSet:
     """Load the images of one split with their masks.
@@ -103,6 +107,7 @@ def load_masks(
         unlabeled: number of unlabeled pixels in the files; None: 11 for CamVid's classes, else 255 (unless it is one of
             `mask_values`).
         mask_values: numbers of the classes in the files, such as (0, 255); empty: 0, 1, 2, ...
+        background: color behind transparent pixels of the images.
         progress: callback.
 
     Raises:
@@ -110,25 +115,17 @@ def load_masks(
             different sizes and `image_size` is None; there are fewer than two classes, or fewer than two of them have
             pixels in the training masks.
     """
-    path = require_data(data, data_dir, "images and masks")
     audit = Audit()
-    with ExitStack() as stack:
-        members, read = stack.enter_context(opened(path, audit))
-        apart, read_mask = None, read
-        if masks:
-            masks_place = Path(masks).expanduser()
-            if not masks_place.exists():
-                raise UserError(f"There is no {masks}: give the folder or zip of the masks with --masks.")
-            masks_members, read_mask = stack.enter_context(opened(masks_place, audit))
-            apart = (masks_members, read_mask, masks)
-        listing = list_pairs(members, read, str(path), apart)
+    with _opened(data, masks, data_dir, audit) as (path, listing, read, read_mask):
         audit.left_out += listing.left_out
         audit.notes += listing.notes if split == "train" else ()
         class_names = tuple(classes) or listing.classes
         default = listing.unlabeled if class_names == listing.classes else UNLABELED
         where = (str(path), masks or str(path))
         pairs, colors = listing.splits[split], listing.colors
-        read_pairs = _read_all(pairs, read, read_mask, where, image_size, grayscale, colors, audit, progress)
+        read_pairs = _read_all(
+            pairs, read, read_mask, where, image_size, grayscale, colors, background, audit, progress
+        )
     if mask_values and class_names and len(mask_values) != len(class_names):
         raise UserError(
             f"--mask-values names {len(mask_values)} values, but there are {len(class_names)} classes: give one value "
@@ -171,6 +168,45 @@ def load_masks(
         f"{path.stem} ({split}), {listing.layout} in {path}",
         audit.messages(),
     )
+
+
+def training_lumas(data: str, masks: str, data_dir: Path | None, progress: Progress | None) -> list[float]:
+    """Return the luma of each training image with transparency, see `Survey`.
+
+    Args:
+        data: as for `load_masks`.
+        masks: as for `load_masks`.
+        data_dir: as for `load_masks`.
+        progress: callback.
+
+    Raises:
+        UserError: as `load_masks`, without reading an image.
+    """
+    with _opened(data, masks, data_dir, Audit()) as (path, listing, read, _):
+        files = [(pair.image, partial(read, pair.image)) for pair in listing.splits["train"]]
+        return survey(files, str(path), progress).lumas
+
+
+@contextmanager
+def _opened(
+    data: str, masks: str, data_dir: Path | None, audit: Audit
+) -> Iterator[tuple[Path, Listing, Callable[[str], bytes], Callable[[str], bytes]]]:
+    """Open the images and the masks; yields the path, the pairs, and functions that read images and masks.
+
+    Raises:
+        UserError: there are no such data, or no pairs in them.
+    """
+    path = require_data(data, data_dir, "images and masks")
+    with ExitStack() as stack:
+        members, read = stack.enter_context(opened(path, audit))
+        apart, read_mask = None, read
+        if masks:
+            masks_place = Path(masks).expanduser()
+            if not masks_place.exists():
+                raise UserError(f"There is no {masks}: give the folder or zip of the masks with --masks.")
+            masks_members, read_mask = stack.enter_context(opened(masks_place, audit))
+            apart = (masks_members, read_mask, masks)
+        yield path, list_pairs(members, read, str(path), apart), read, read_mask
 
 
 @dataclass(frozen=True)
@@ -244,6 +280,7 @@ def _read_all(
     image_size: tuple[int, int] | None,
     grayscale: bool,
     colors: LabelColors,
+    background: Background,
     audit: Audit,
     progress: Progress | None,
 ) -> _ReadPairs:
@@ -264,10 +301,11 @@ def _read_all(
         name = f"{pair.mask} in {where[1]}"
         try:
             content, trial = read(pair.image), Audit()
-            image_HWC = decode(content, f"{pair.image} in {where[0]}", audit=trial)
+            image_HWC = decode(content, f"{pair.image} in {where[0]}", background=background, audit=trial)
             mask_HW = decode_mask(read_mask(pair.mask), name, colors)
             if mask_HW.shape == image_HWC.shape[1::-1] != image_HWC.shape[:2]:  # drawn on the image as it is stored
-                raw_HWC = decode(content, pair.image, apply_exif=False, audit=(raw := Audit()))
+                raw = Audit()
+                raw_HWC = decode(content, pair.image, background=background, apply_exif=False, audit=raw)
                 if raw_HWC.shape[:2] == mask_HW.shape:
                     image_HWC, trial, not_turned = raw_HWC, raw, not_turned + 1
             if mask_HW.shape != image_HWC.shape[:2]:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from zerokara.core.choices import Background
@@ -14,9 +15,9 @@ from zerokara.core.data import cifar, glyphs
 from zerokara.core.data.download import Remote, fetch
 from zerokara.core.data.emnist import NAMES as EMNIST_NAMES
 from zerokara.core.data.emnist import check_no_emnist, find_emnist, load_emnist
-from zerokara.core.data.folders import load_folders, training_files
+from zerokara.core.data.folders import is_image, load_folders, opened, training_files
 from zerokara.core.data.idx import has_idx, load_idx
-from zerokara.core.data.image_files import convert_image_set
+from zerokara.core.data.image_files import convert_image_set, is_hidden
 from zerokara.core.data.survey import survey
 from zerokara.core.data.types import ImageSet, Progress, Split
 
@@ -92,6 +93,25 @@ def training_lumas(data: str, data_dir: Path | None, progress: Progress | None) 
         return []
     check_no_emnist(found)
     return survey(training_files(found, progress), str(found), progress).lumas
+
+
+def image_lumas(data: str, data_dir: Path | None, progress: Progress | None) -> list[float]:
+    """Return the luma of each image with transparency in a folder or zip, see `Survey`.
+
+    Args:
+        data: its path or name, see `find_data`.
+        data_dir: see `data_folder`.
+        progress: callback.
+
+    Raises:
+        UserError: the folder or zip cannot be read; one that does not exist has no images.
+    """
+    found = find_data(data, data_folder(data_dir))
+    if found is None:
+        return []
+    with opened(found) as (members, read):
+        files = [(name, partial(read, name)) for name in members if is_image(name) and not is_hidden(name)]
+        return survey(files, str(found), progress).lumas
 
 
 def data_folder(data_dir: Path | None) -> Path:

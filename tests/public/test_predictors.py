@@ -146,10 +146,12 @@ def test_a_classifier_places_transparent_images_on_the_background_of_its_trainin
 
 def test_a_segmenter(tmp_path: Path) -> None:
     metadata = SegmenterMetadata(
-        network="fcn4s", backbone="resnet20", classes=("road", "sky"), channels=3, image_size=(32, 32), **NORMAL
-    )
+        network="fcn4s", backbone="resnet20", classes=("road", "sky"), channels=3, image_size=(32, 32),
+        background="black", **NORMAL,
+    )  # fmt: skip
     network = save(metadata, tmp_path / "model.safetensors")
     segmenter = zerokara.load_segmenter(tmp_path, threads=1)
+    assert segmenter.background == "black"
     mask = segmenter.predict(drawing())
     assert (segmenter.classes, mask.shape, mask.dtype.name) == (("road", "sky"), (40, 50), "uint8")
     np.testing.assert_array_equal(mask, segment_image(network, metadata, CPU, drawing()))
@@ -159,10 +161,13 @@ def test_a_segmenter(tmp_path: Path) -> None:
 def test_a_detector(tmp_path: Path) -> None:
     metadata = DetectorMetadata(
         method="fast-rcnn", backbone="resnet20", classes=("disc", "square"), image_side=96, stride=4, bins=3, units=16,
-        dropout=0.5, crop_side=32, crop_context=2, proposals=50, search=SearchSettings(colours=("rgb",)), **NORMAL,
+        dropout=0.5, crop_side=32, crop_context=2, proposals=50, search=SearchSettings(colours=("rgb",)),
+        background="black", **NORMAL,
     )  # fmt: skip
     network = save(metadata, tmp_path / "model.safetensors")
-    found = zerokara.load_detector(str(tmp_path), confidence=0.1, threads=1).predict(drawing())
+    detector = zerokara.load_detector(str(tmp_path), confidence=0.1, threads=1)
+    assert detector.background == "black"
+    found = detector.predict(drawing())
     expected = detect_in_picture(network, drawing(), CPU, 0.1).found
     assert len(found) == len(expected.scores) > 0
     assert [each.confidence for each in found] == expected.scores.tolist()
@@ -174,12 +179,14 @@ def test_a_detector(tmp_path: Path) -> None:
 def test_a_captioner(tmp_path: Path) -> None:
     words = ("<pad>", "<start>", "<end>", "<unknown>", "red", "blue", "house")
     metadata = CaptionerMetadata(
-        backbone="resnet20", words=words, image_size=32, embedding=3, hidden=4, dropout=0.0, longest=4, **NORMAL
-    )
+        backbone="resnet20", words=words, image_size=32, embedding=3, hidden=4, dropout=0.0, longest=4,
+        background="black", **NORMAL,
+    )  # fmt: skip
     network = save(metadata, tmp_path / "model.safetensors")
     image = drawing(32, 32)
     features = extract_features(network, CPU, torch.from_numpy(image).permute(2, 0, 1)[None])
     captioner = zerokara.load_captioner(tmp_path / "model.safetensors", threads=1)
+    assert captioner.background == "black"
     assert captioner.predict(image) == generate_captions(network, features)[0]
     assert len(captioner.predict_batch([image, drawing(50, 70, 1)])) == 2
 

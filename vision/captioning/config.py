@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from zerokara.core.choices import Stem
 from zerokara.core.config import Range
 from zerokara.core.run_config import configure, refuse_whitening
-from zerokara.core.run_options import BatchNormOptions, NormalizationOptions
+from zerokara.core.run_options import BackgroundOptions, BatchNormOptions, NormalizationOptions
 from zerokara.vision.captioning import names
 
 KIND = "caption"  # of the runs of vision/caption.py
@@ -25,7 +25,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(NormalizationOptions, BatchNormOptions):
+class Config(BackgroundOptions, NormalizationOptions, BatchNormOptions):
     """Config of an image captioning run."""
 
     RENAMED: ClassVar = names.RENAMED

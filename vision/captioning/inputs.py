@@ -50,7 +50,13 @@ class Data:
         """
         folder = Path(config.data_dir) if config.data_dir else None
         with loading(config.quiet) as progress, rules_of(config):
-            dataset = load_captions(config.data, image_size=config.image_size, data_dir=folder, progress=progress)
+            dataset = load_captions(
+                config.data,
+                image_size=config.image_size,
+                data_dir=folder,
+                background=config.background,
+                progress=progress,
+            )
         return cls.split(dataset, config)
 
     @classmethod

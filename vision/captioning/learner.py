@@ -210,6 +210,7 @@ def make_metadata(config: Config, data: Data, source: BackboneSource) -> Caption
         beams=config.beam_size,
         longest=config.max_length,
         length_power=config.length_penalty,
+        background=config.background,
         data=data.train.source,
         command=command(),
     )

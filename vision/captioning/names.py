@@ -140,7 +140,16 @@ COMMON = (
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "data": ("data", "data_dir", "image_size", "named_splits", "split_seed", "validation_images", "test_images"),
+    "data": (
+        "data",
+        "data_dir",
+        "image_size",
+        "background",
+        "named_splits",
+        "split_seed",
+        "validation_images",
+        "test_images",
+    ),
     "backbone": (
         "backbone",
         "width_multiplier",

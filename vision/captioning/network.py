@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerokara.core.backbones.registry import make_backbone
+from zerokara.core.choices import Background
 from zerokara.core.compute import Compute
 from zerokara.core.models.model_file import NormalizedMetadata
 from zerokara.vision.captioning.beam_search import Hypothesis, beam_search
@@ -104,6 +105,7 @@ class CaptionerMetadata(NormalizedMetadata[Captioner]):
     beams: int = 1  # beam size
     longest: int = 20  # maximum number of words in a caption
     length_power: float = 0.0  # length penalty of beam search
+    background: Background = "auto"  # color behind transparent pixels of the training images
 
     def build(self) -> Captioner:
         """Build the network with random weights."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from zerokara.core.choices import Background, Stem, Switch
+from zerokara.core.choices import Stem, Switch
 from zerokara.core.config import Range
 from zerokara.core.run_config import configure, refuse_two_lengths
-from zerokara.core.run_options import BatchNormOptions, NormalizationOptions
+from zerokara.core.run_options import BackgroundOptions, BatchNormOptions, NormalizationOptions
 from zerokara.vision.classification import names
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ OptionalPositive = Annotated[float | None, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(NormalizationOptions, BatchNormOptions):
+class Config(BackgroundOptions, NormalizationOptions, BatchNormOptions):
     """Config of an image classification run.
 
     A config made in Python has the class defaults and the values that it is given: no preset is applied, so that
@@ -48,7 +48,6 @@ class Config(NormalizationOptions, BatchNormOptions):
     }
     """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
     VALUES_BEFORE: ClassVar[Mapping[str, Any]] = {"background": "white"}
-    CHOSEN_AT_START: ClassVar[Mapping[str, Any]] = {"background": "auto"}
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
     REQUIRES: ClassVar = names.REQUIRES
     GROUPS: ClassVar = names.GROUPS
@@ -66,9 +65,6 @@ class Config(NormalizationOptions, BatchNormOptions):
     """Side to which images are resized, in pixels (None: no resizing)."""
     grayscale: bool | None = None
     """Convert images to grayscale (None: keep the data's channels)."""
-    background: Background = "auto"
-    """Color behind transparent pixels (auto: contrasting). It is one for all images of a run: black if more of them are
-    nearly white than nearly black, else white."""
     validation_images: OptionalCount = 0
     """Number of training images held out for validation (0: one twelfth). One twelfth of MNIST's training set is 5,000
     of 60,000."""

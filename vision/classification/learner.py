@@ -6,7 +6,7 @@ Shapes: N images, B batch, b a part of it, C channels, H, W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +18,10 @@ from zerokara.core import data
 from zerokara.core.backbones.airbench import Whitening
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
-from zerokara.core.data.backgrounds import choose_background, describe_background
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.reading_rules import rules_of
 from zerokara.core.data.sources import training_lumas
-from zerokara.core.data.types import check_enough
+from zerokara.core.data.types import Progress, check_enough
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.models.normalization import expected_moments
@@ -65,22 +64,13 @@ class Data:
         return cls(train, validation, *channel_moments(train.images))
 
 
-def with_background(config: Config) -> tuple[Config, list[str]]:
-    """Choose one color behind the transparent pixels of all images of a new run.
-
-    Returns:
-        The config, and a line about the choice if there are such images.
+def find_lumas(config: Config, progress: Progress) -> list[float]:
+    """Return the luma of each training image with transparency, for the choice of one background.
 
     Raises:
         UserError: the data cannot be read.
     """
-    if config.resume or config.background != "auto":
-        return config, []
-    with loading(config.quiet) as progress:
-        lumas = training_lumas(config.data, Path(config.data_dir) if config.data_dir else None, progress)
-    if not lumas:
-        return config, []
-    return replace(config, background=choose_background(lumas)[0]), [describe_background(config.data, lumas)]
+    return training_lumas(config.data, Path(config.data_dir) if config.data_dir else None, progress)
 
 
 def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:

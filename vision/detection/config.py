@@ -15,7 +15,7 @@ from zerokara.core.choices import Stem
 from zerokara.core.config import Range, UserError
 from zerokara.core.run_config import configure, refuse_whitening
 from zerokara.core.run_inputs import check_origin, resumed_extra
-from zerokara.core.run_options import BatchNormOptions, NormalizationOptions
+from zerokara.core.run_options import BackgroundOptions, BatchNormOptions, NormalizationOptions
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.detection import names
 
@@ -36,7 +36,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(NormalizationOptions, BatchNormOptions):
+class Config(BackgroundOptions, NormalizationOptions, BatchNormOptions):
     """Settings of a detection run."""
 
     RENAMED: ClassVar[Mapping[str, str]] = names.RENAMED

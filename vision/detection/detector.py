@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core.boxes import clip, crop_and_resize, decode, select_detections
+from zerokara.core.choices import Background
 from zerokara.core.compute import Compute
 from zerokara.core.models.model_file import NormalizedMetadata, lists_to_tuples
 from zerokara.vision.detection.config import Method
@@ -161,6 +162,7 @@ class DetectorMetadata(NormalizedMetadata[Detector]):
     options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone
     nms_iou: float = 0.3
     detections: int = 100  # maximum per image
+    background: Background = "auto"  # color behind transparent pixels of the training images
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:

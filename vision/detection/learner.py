@@ -59,7 +59,13 @@ class Data:
         """
         folder = Path(config.data_dir) if config.data_dir else None
         with loading(config.quiet) as progress, rules_of(config):
-            boxes = load_boxes(config.data, image_side=config.image_side, data_dir=folder, progress=progress)
+            boxes = load_boxes(
+                config.data,
+                image_side=config.image_side,
+                data_dir=folder,
+                background=config.background,
+                progress=progress,
+            )
         return cls(*split(boxes, config.split_seed, named=config.named_splits))
 
     def messages(self, config: Config) -> list[str]:
@@ -313,6 +319,7 @@ def make_metadata(config: Config, train: BoxSet, pretrained: ClassifierMetadata 
         search=config.search(),
         nms_iou=config.nms_iou,
         detections=config.detections,
+        background=config.background,
         data=train.source,
         command=command(),
     )

@@ -92,7 +92,17 @@ COMMON = (
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "data": ("data", "data_dir", "image_side", "named_splits", "split_seed", "flip", "brightness", "contrast"),
+    "data": (
+        "data",
+        "data_dir",
+        "image_side",
+        "background",
+        "named_splits",
+        "split_seed",
+        "flip",
+        "brightness",
+        "contrast",
+    ),
     "proposals": ("proposals", "search_color_spaces", "search_scales", "proposal_cache"),
     "network": (
         "method",

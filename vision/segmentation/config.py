@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from zerokara.core.choices import Stem, Switch
 from zerokara.core.config import Range, UserError
 from zerokara.core.run_config import configure, refuse_whitening
-from zerokara.core.run_options import BatchNormOptions, NormalizationOptions
+from zerokara.core.run_options import BackgroundOptions, BatchNormOptions, NormalizationOptions
 from zerokara.vision.segmentation import names
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Pixels = Annotated[tuple[int, ...], Range(8, 4096)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(NormalizationOptions, BatchNormOptions):
+class Config(BackgroundOptions, NormalizationOptions, BatchNormOptions):
     """Config of a semantic segmentation run."""
 
     RENAMED: ClassVar = names.RENAMED

@@ -17,10 +17,11 @@ from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import MaskSet, load_masks
+from zerokara.core.data.masks import training_lumas
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.reading_rules import rules_of
 from zerokara.core.data.splits import AnySplit
-from zerokara.core.data.types import check_enough
+from zerokara.core.data.types import Progress, check_enough
 from zerokara.core.distributed import World
 from zerokara.core.models.normalization import expected_moments
 from zerokara.core.programs import command
@@ -65,6 +66,15 @@ class Data:
         return cls(train, validation, *channel_moments(train.images))
 
 
+def find_lumas(config: Config, progress: Progress) -> list[float]:
+    """Return the luma of each training image with transparency, for the choice of one background.
+
+    Raises:
+        UserError: as `load_split`.
+    """
+    return training_lumas(config.data, config.masks, Path(config.data_dir) if config.data_dir else None, progress)
+
+
 def load_split(config: Config, split: AnySplit, classes: Sequence[str] = ()) -> MaskSet:
     """Read the training, validation or test images.
 
@@ -84,6 +94,7 @@ def load_split(config: Config, split: AnySplit, classes: Sequence[str] = ()) -> 
             classes=classes or config.classes,
             unlabeled=config.unlabeled,
             mask_values=config.mask_values,
+            background=config.background,
             progress=progress,
         )
 
@@ -202,6 +213,7 @@ def make_metadata(config: Config, images: Data) -> SegmenterMetadata:
         hidden_units=config.hidden_units,
         dropout=config.dropout,
         decoder_channels=config.decoder_channels,
+        background=config.background,
         data=images.train.source,
         command=command(),
     )

@@ -141,6 +141,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "mask_values",
         "image_size",
         "grayscale",
+        "background",
         "train_images",
     ),
     "network": (

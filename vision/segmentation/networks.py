@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from zerokara.core.backbones.base import Backbone, he_init, on_meta_device, scaled
 from zerokara.core.backbones.registry import is_custom, make_backbone
 from zerokara.core.backbones.vgg import VGG
+from zerokara.core.choices import Background
 from zerokara.core.config import UserError
 from zerokara.core.models.model_file import NormalizedMetadata
 from zerokara.core.models.weights import load_pretrained_backbone, read_tensors
@@ -344,6 +345,7 @@ class SegmenterMetadata(NormalizedMetadata[Segmenter]):
     hidden_units: int | None = None
     dropout: float = 0.5
     decoder_channels: int = 0
+    background: Background = "auto"  # color behind transparent pixels of the training images
 
     def build(self) -> Segmenter:
         """Create the network with randomly initialized weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from PIL import Image
 from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet
+from zerokara.core.data.backgrounds import with_background
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision import classify
 from zerokara.vision.classification.config import Config
-from zerokara.vision.classification.learner import with_background
+from zerokara.vision.classification.learner import find_lumas
 
 TINY = (
     *("--validation-images", "4", "--epochs", "1", "--batch-size", "8", "--width-multiplier", "0.25"),
@@ -65,6 +67,7 @@ def test_one_background_is_chosen_printed_saved_and_kept(
 
 def test_a_background_that_was_given_or_saved_is_kept(icons: str) -> None:
     """A run of an older release is resumed with a contrasting background for each image."""
-    assert with_background(Config(data=icons, quiet=True))[0].background == "black"
+    config = Config(data=icons, quiet=True)
+    assert with_background(config, partial(find_lumas, config))[0].background == "black"
     for kept in (Config(data=icons, background="white"), Config(data=icons, resume=True), Config(data="glyphs")):
-        assert with_background(kept) == (kept, [])
+        assert with_background(kept, partial(find_lumas, kept)) == (kept, [])
