@@ -316,7 +316,7 @@ GROUPS_DQN: Mapping[str, tuple[str, ...]] = {
     ),
     "evaluation": _EVALUATION,
     "run": _RUN,
-    "hardware": _HARDWARE,
+    "hardware": (*_HARDWARE, "prefetch_targets"),
 }
 
 GROUPS_PQN: Mapping[str, tuple[str, ...]] = {
