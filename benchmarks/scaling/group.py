@@ -80,17 +80,17 @@ class Group:
         """Give the first `number` processes the same order, and return their answers."""
         return self.ask({index: {"do": do, **arguments} for index in range(number)})
 
-    def join(self, number: int, address: str, port: int, *, has_store: bool = False) -> None:
-        """Let the first `number` processes form a group, and the others none.
+    def join(self, members: Sequence[int], address: str, port: int, *, has_store: bool = False) -> None:
+        """Let some of the processes form a group.
 
         Args:
-            number: of processes.
+            members: numbers of the processes; the first one gets rank 0.
             address: of their store.
             port: of their store.
             has_store: the store exists (`make_store`); otherwise the first process makes it.
         """
         where = {"address": address, "port": port, "has_store": has_store}
-        self.ask({rank: {"do": "join", "rank": rank, "size": number, **where} for rank in range(number)})
+        self.ask({m: {"do": "join", "rank": rank, "size": len(members), **where} for rank, m in enumerate(members)})
 
     @staticmethod
     def _pipe(process: subprocess.Popen[str], name: str) -> Any:

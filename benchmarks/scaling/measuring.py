@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.scaling import hosts
 from benchmarks.scaling.group import ADDRESS, Group, make_store
-from benchmarks.scaling.model import ring_bytes
-from benchmarks.scaling.recording import VOTE_BYTES, Recording, phases
+from benchmarks.scaling.model import VOTE_BYTES, ring_bytes
+from benchmarks.scaling.recording import Recording, phases
 from zerokara.agents.pqn import SPIN
 from zerokara.core.config import UserError, format_count
 from zerokara.core.machine import describe_machine, git_commit
@@ -100,7 +100,7 @@ def measure_local(
 def _alternate(group: Group, job: str, number: int, arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Measure items per second of a number of processes that train together, and of the alternatives, in turns."""
     store = make_store()
-    group.join(number, ADDRESS, store.port, has_store=True)
+    group.join(range(number), ADDRESS, store.port, has_store=True)
     sides: dict[str, list[int]] = {"together": list(range(number))}
     if number > 1:
         sides["independent"] = sides["together"]
@@ -138,7 +138,12 @@ def _alternate(group: Group, job: str, number: int, arguments: argparse.Namespac
 def measure_hosts(
     results: dict[str, Any], arguments: argparse.Namespace, machine: Mapping[str, Any], save: Save
 ) -> None:
-    """Measure all-reduces, and iterations with sleeps for computation, on hosts with links of several rates."""
+    """Measure all-reduces, and iterations with sleeps for computation, on hosts with links of several rates.
+
+    All-reduces of few hosts are measured in as many rings at the same time as there are hosts for, so that the cores,
+    which the hosts share, have as much to do as with one ring of all hosts. Iterations are repeated by the first ring,
+    while the others do nothing.
+    """
     recordings = {job: Recording.from_dict(results["recordings"][job]) for job in arguments.jobs}
     sizes = all_sizes(recordings.values())
     missing = {
@@ -150,11 +155,14 @@ def measure_hosts(
     if not missing:
         return
     start = add_machine(results, "hosts", machine)
-    with hosts.hosts(max(number for _, number in missing)) as names:
+    most = max(arguments.hosts)
+    with hosts.hosts(most) as names:
         variables = {"GLOO_SOCKET_IFNAME": hosts.INTERFACE, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # addresses have no names
         with Group([hosts.enter(name) for name in names], variables) as group:
             for number in dict.fromkeys(number for _, number in missing):
-                group.join(number, hosts.address(0), hosts.PORT + number)
+                rings = most // number
+                for first in range(0, rings * number, number):
+                    group.join(range(first, first + number), hosts.address(first), hosts.PORT + number)
                 for rate in arguments.rates:
                     if (rate, number) not in missing:
                         continue
@@ -162,7 +170,7 @@ def measure_hosts(
                     hosts.set_rate(names, rate)
                     entry = results["hosts"].setdefault(key(rate, number), {"collectives": {}, "jobs": {}})
                     for size in missing[rate, number][0]:
-                        answer = _measure_all_reduce(group, number, rate, size)
+                        answer = _measure_all_reduce(group, number, rings, rate, size)
                         entry["collectives"][str(size)] = {**answer, "start": start}
                     save()
                     for job in missing[rate, number][1]:
@@ -174,7 +182,7 @@ def measure_hosts(
                             answer = _slowest(group.ask_all(number, "replay", **order))
                             entry["jobs"][job] = {**answer, "start": start}
                         save()
-                group.ask_all(number, "leave")
+                group.ask_all(rings * number, "leave")
 
 
 def _measured_alone(results: dict[str, Any], arguments: argparse.Namespace, job: str) -> dict[str, Any] | None:
@@ -211,13 +219,13 @@ def _times(seconds: float, each: float, most: int) -> int:
     return max(1, min(most, int(seconds / each)))
 
 
-def _measure_all_reduce(group: Group, number: int, rate: float, size: int) -> dict[str, Any]:
-    """Measure an all-reduce a few times, and return the shortest: other programs can only make it longer."""
+def _measure_all_reduce(group: Group, number: int, rings: int, rate: float, size: int) -> dict[str, Any]:
+    """Measure an all-reduce in each ring a few times, and return the median of the slowest processes."""
     if number == 1:
-        return {"seconds": 0.0, "sent": 0.0}
-    times = _times(0.2, _estimate(size, number, rate), 200)
-    answers = [_slowest(group.ask_all(number, "all_reduce", size=size, times=times)) for _ in range(REPEATS)]
-    return min(answers, key=lambda answer: answer["seconds"])
+        return {"seconds": 0.0, "sent": 0.0, "rings": rings}
+    times = _times(0.3, _estimate(size, number, rate), 200)
+    answers = [_slowest(group.ask_all(rings * number, "all_reduce", size=size, times=times)) for _ in range(REPEATS)]
+    return {**sorted(answers, key=lambda answer: answer["seconds"])[REPEATS // 2], "rings": rings}
 
 
 def _slowest(answers: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ of n bytes takes alpha + n beta seconds (Hockney 1994). An iteration is a sequen
 computation and its messages, which are averaged one after another, have ended.
 
 Here several hosts share the cores of one machine, so that the fitted model also has the time of the cores for each
-message and byte of all hosts. The extrapolation leaves it out: there every host has its own cores.
+message and byte of all hosts. The extrapolation leaves it out: there every host has its own cores. To be fitted, rings
+of two and four hosts average at the same time, so that the cores have as much to do as with one ring of all hosts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 Cost = Callable[[int], float]
 """Seconds of an all-reduce of a number of bytes."""
 Bound = Literal["computation", "latency", "bandwidth"]
+VOTE_BYTES = 8  # World.any: one int64; World.max: two float32 or, in votes of a program, three, which take as long
 
 
 @dataclass(frozen=True)
@@ -139,32 +141,45 @@ class Sample:
     size: int
     """Bytes."""
     seconds: float
+    rings: int = 1
+    """Rings of as many hosts that averaged at the same time, on the same cores."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """All-reduce among hosts that share the cores of one machine.
+    """All-reduce of `size` bytes in each of R rings of N hosts that share the cores of one machine.
 
-    seconds = latency + max(wire, cores), where
-    latency = 2 (N - 1) (step + N core_step),
+    seconds = max(latency, wire, cores), the longest of three times that overlap, where
+    latency = 2 (N - 1) (step + R k message + R N log2(N) wait),
     wire = overhead 2 (N - 1) / N size / rate,
-    cores = 2 (N - 1) size core_byte.
+    cores = 2 (N - 1) R size core_byte.
+
+    Gloo divides a message into 2 N parts, of which a vote, a single number, fills one: k = 1 instead of 2 N are sent in
+    each step. A step of a ring ends when its slowest host has sent. The mean of the longest of N delays grows like the
+    logarithm of N (for exponential ones, Rényi 1953, "On the theory of order statistics"), and each delay with the
+    number R N of hosts that want the cores. In a vote one host sends at a time, and no other is waited for.
     """
 
     step: float
     """Seconds of a step of the ring."""
-    core_step: float
-    """Seconds that the cores need for a message of each host."""
+    message: float
+    """Seconds of the cores for a message."""
+    wait: float
+    """Seconds that a step waits for its slowest host, for each host that wants the cores."""
     overhead: float
     """Bytes on the wire over bytes of the message."""
     core_byte: float
-    """Seconds that the cores need for a byte of a host."""
+    """Seconds of the cores for a byte of each host."""
 
-    def seconds(self, rate: float, hosts: int, size: int) -> float:
-        """Return the predicted length of an all-reduce, as a ring."""
+    def seconds(self, rate: float, hosts: int, size: int, rings: int = 1) -> float:
+        """Return the predicted length of an all-reduce of each ring."""
         steps = 2 * (hosts - 1)
+        parts, wait = 2 * hosts, hosts * math.log2(hosts) * self.wait
+        if size <= VOTE_BYTES:
+            parts, wait = 1, 0.0
+        latency = steps * (self.step + rings * (parts * self.message + wait))
         wire = self.overhead * ring_bytes(size, hosts) / rate
-        return steps * (self.step + hosts * self.core_step) + max(wire, steps * size * self.core_byte)
+        return max(latency, wire, steps * rings * size * self.core_byte)
 
 
 def fit(samples: Sequence[Sample]) -> Fit:
@@ -177,7 +192,8 @@ def fit(samples: Sequence[Sample]) -> Fit:
 
     def residuals(logarithms: np.ndarray) -> np.ndarray:
         candidate = Fit(*np.exp(logarithms))
-        return np.array([math.log(candidate.seconds(s.rate, s.hosts, s.size) / s.seconds) for s in samples])
+        seconds = [candidate.seconds(each.rate, each.hosts, each.size, each.rings) for each in samples]
+        return np.array([math.log(one / each.seconds) for one, each in zip(seconds, samples, strict=True)])
 
-    found = least_squares(residuals, np.log([1e-4, 1e-5, 1.05, 1e-9]), loss="soft_l1", f_scale=0.1)
+    found = least_squares(residuals, np.log([1e-4, 1e-5, 1e-5, 1.05, 4e-10]), loss="soft_l1", f_scale=0.1)
     return Fit(*(float(value) for value in np.exp(found.x)))

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.scaling.jobs import Job, Work
-from benchmarks.scaling.model import Phase
+from benchmarks.scaling.model import VOTE_BYTES, Phase
 from zerokara.core.compute import Compute
 from zerokara.core.data_parallel import DataParallel
 from zerokara.core.distributed import World
@@ -34,7 +34,6 @@ ValueT = TypeVar("ValueT")
 
 FLOAT_BYTES = 4
 VOTES = ("any", "max")
-VOTE_BYTES = 8  # World.any: one int64; World.max: two float32 or, in votes of a program, three, which take as long
 BUCKET_BYTES = (1 << 20, 25 << 20)  # of DistributedDataParallel: the first bucket, and the others
 
 

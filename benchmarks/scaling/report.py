@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.scaling.jobs import JOBS
 from benchmarks.scaling.measuring import key
-from benchmarks.scaling.model import Fit, Link, Phase, Sample, fit, iteration_seconds, predict, ring_bytes
-from benchmarks.scaling.recording import VOTE_BYTES, Recording, phases
+from benchmarks.scaling.model import (
+    VOTE_BYTES,
+    Fit,
+    Link,
+    Phase,
+    Sample,
+    fit,
+    iteration_seconds,
+    predict,
+    ring_bytes,
+)
+from benchmarks.scaling.recording import Recording, phases
 from zerokara.core.config import UserError
 from zerokara.core.report import new_figure, write_figure
 
@@ -56,7 +66,7 @@ def samples(results: Mapping[str, Any]) -> list[Sample]:
     """Return all measured all-reduces over several hosts."""
     arguments = results["arguments"]
     return [
-        Sample(rate * 1e6 / 8, number, int(size), answer["seconds"])
+        Sample(rate * 1e6 / 8, number, int(size), answer["seconds"], answer.get("rings", 1))
         for rate in arguments["rates"]
         for number in arguments["hosts"]
         if number > 1
@@ -91,7 +101,7 @@ def check_collectives(results: Mapping[str, Any], model: Fit) -> list[Check]:
             sample.rate * 8 / 1e6,
             format_bytes(sample.size),
             sample.seconds,
-            model.seconds(sample.rate, sample.hosts, sample.size),
+            model.seconds(sample.rate, sample.hosts, sample.size, sample.rings),
         )
         for sample in samples(results)
         if sample.hosts == CHECKED
@@ -249,9 +259,9 @@ def _hosts_table(results: Mapping[str, Any]) -> str:
 def _model_table(results: Mapping[str, Any], model: Fit) -> str:
     used = ", ".join(str(number) for number in results["arguments"]["hosts"] if 1 < number <= FITTED)
     line = (
-        f"Fitted to {used} hosts: {1e6 * model.step:.0f} µs for a step, {1e6 * model.core_step:.1f} µs of the cores "
-        f"for a message of each host, {model.overhead:.3f} bytes on the wire for a byte, and "
-        f"{1e9 * model.core_byte:.2f} ns of the cores for a byte of each host."
+        f"Fitted to {used} hosts: {1e6 * model.step:.0f} µs for a step, {1e6 * model.message:.1f} µs of the cores for "
+        f"a message, {1e6 * model.wait:.1f} µs for each host that waits, {model.overhead:.3f} bytes on the wire for a "
+        f"byte, and {1e9 * model.core_byte:.2f} ns of the cores for a byte of each host."
     )
     rows = []
     for name, checks in (

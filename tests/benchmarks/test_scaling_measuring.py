@@ -132,6 +132,22 @@ def test_again_repeats_the_jobs_rates_and_hosts_asked_for(path: Path, orders: li
     assert [do for do, _ in orders].count("replay") == 2
 
 
+def test_few_hosts_average_in_several_rings_at_the_same_time(orders: list[tuple[str, Any]], tmp_path: Path) -> None:
+    """Of eight hosts, 3 form two rings, and two do nothing; iterations are repeated by the first ring alone."""
+    path = tmp_path / "r.json"
+    measure(path, "local", jobs=["dqn"])
+    for number, busy, rings in ((2, 8, 4), (3, 6, 2), (8, 8, 1)):
+        orders.clear()
+        results = measure(path, "hosts", "--hosts", str(number), "8", "--rates", "100", "--again", jobs=["dqn"])
+        sizes = measuring.all_sizes([RECORDING])
+        expected = len(sizes) * measuring.REPEATS * (busy + (8 if number < 8 else 0))
+        assert [do for do, _ in orders].count("all_reduce") == expected
+        assert [do for do, _ in orders].count("join") == busy + (8 if number < 8 else 0)
+        assert [do for do, _ in orders].count("replay") == number + (8 if number < 8 else 0)
+        answers = results["hosts"][measuring.key(100, number)]["collectives"].values()
+        assert {answer["rings"] for answer in answers} == {rings}
+
+
 def test_again_of_local_drops_what_hosts_repeated(path: Path, orders: list[tuple[str, Any]]) -> None:
     before = json.loads(path.read_text())
     results = measure(path, "local", "--again", "--processes", "2", jobs=["dqn"])
