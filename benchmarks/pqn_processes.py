@@ -1,6 +1,7 @@
 """Compare what PQN learns in 1, 2 and 4 processes that average gradients or weights, at the same number of steps.
 
     python -m benchmarks.pqn_processes --games Catch Snake --seeds 1 2 3
+    python -m benchmarks.pqn_processes --num-envs 32 --steps 60000 --results docs/results/pqn-small-rollouts.json
     python -m benchmarks.pqn_processes --games Breakout --steps 300000 --results docs/results/pqn-breakout.json
     python -m benchmarks.pqn_processes --table             # the results so far, as a table in Markdown
 
@@ -30,21 +31,22 @@ from zerokara.envs.arcade import GAMES
 
 RESULTS = Path("docs/results/pqn-processes.json")
 AVERAGES = ("minibatch", "rollout")
-# As in the test that PQN learns Catch, with four times as many updates and shorter schedules.
+# As in the test that PQN learns Catch, with more updates per step and shorter schedules.
 SETTINGS = (
-    *("--num-envs", "32", "--rollout-steps", "16", "--num-minibatches", "16", "--learning-rate", "5e-4"),
-    *("--backbone", "der"),
+    *("--rollout-steps", "16", "--num-minibatches", "16", "--learning-rate", "5e-4", "--backbone", "der"),
     *("--hidden-units", "256", "--final-learning-rate", "1e-5", "--no-capture-video", "--eval-episodes", "30"),
     *("--device", "cpu", "--threads", "1", "--precision", "float32", "--compile", "off", "--quiet"),
 )
 
 
-def plan(games: Sequence[str], processes: Sequence[int], seeds: Sequence[int]) -> dict[str, tuple[str, int, str, int]]:
+def plan(
+    games: Sequence[str], processes: Sequence[int], seeds: Sequence[int], averages: Sequence[str] = AVERAGES
+) -> dict[str, tuple[str, int, str, int]]:
     """Return the runs by key: game, number of processes, what they average, and seed.
 
     With one process, both ways of averaging are the same. Seeds come first, so that an interrupted comparison is even.
     """
-    ways = [(number, every) for number in processes for every in (AVERAGES if number > 1 else AVERAGES[:1])]
+    ways = [(number, every) for number in processes for every in (averages if number > 1 else AVERAGES[:1])]
     cells = [(game, number, every, seed) for game in games for seed in seeds for number, every in ways]
     return {" ".join(map(str, cell)): cell for cell in cells}
 
@@ -62,23 +64,24 @@ def env_of(game: str) -> str:
     raise UserError(f"There is no game {game!r}: give an arcade game (Catch) or an Atari game (Breakout).")
 
 
-def arguments_of(game: str, every: str, seed: int, steps: int) -> list[str]:
+def arguments_of(game: str, every: str, seed: int, steps: int, num_envs: int) -> list[str]:
     """Return the command line of a run: epsilon and learning rate fall during five and nine tenths of it."""
     lengths = {"total": steps, "epsilon-decay": steps // 2, "learning-rate-decay": steps * 9 // 10}
     return [
-        *("--env", env_of(game), *SETTINGS, "--average-every", every, "--seed", str(seed), "--name", "run"),
+        *("--env", env_of(game), *SETTINGS, "--num-envs", str(num_envs), "--average-every", every),
+        *("--seed", str(seed), "--name", "run"),
         *(word for name, value in lengths.items() for word in (f"--{name}-steps", str(value))),
         *("--eval-every-steps", str(steps // 3), "--checkpoint-every-steps", str(steps)),
     ]
 
 
-def measure(game: str, processes: int, every: str, seed: int, steps: int) -> dict[str, Any]:
+def measure(game: str, processes: int, every: str, seed: int, steps: int, num_envs: int) -> dict[str, Any]:
     """Train once, and return its mean returns by agent step, and the number of updates.
 
     Raises:
         UserError: the run failed.
     """
-    words = command("agents.pqn", arguments_of(game, every, seed, steps), processes)
+    words = command("agents.pqn", arguments_of(game, every, seed, steps, num_envs), processes)
     with tempfile.TemporaryDirectory() as folder:
         variables = {**environment(processes), **dict([SPIN])}
         done = subprocess.run([sys.executable, *words], cwd=folder, env=variables, stdout=sys.stderr, check=False)
@@ -117,21 +120,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--games", nargs="+", default=["Catch"], help="arcade or Atari games")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="numbers of processes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds")
-    parser.add_argument("--steps", type=int, default=60_000, help="agent steps of a run, in all processes together")
+    parser.add_argument("--average-every", nargs="+", choices=AVERAGES, default=AVERAGES, help="what they average")
+    parser.add_argument("--steps", type=int, default=240_000, help="agent steps of a run, in all processes together")
+    parser.add_argument("--num-envs", type=int, default=128, help="environments of a run, in all processes together")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--table", action="store_true", help="print the results so far, and measure nothing")
     options = parser.parse_args(argv)
     for game in options.games:
         env_of(game)  # an unknown game is refused before the first run
-    results: dict[str, Any] = {"steps": options.steps, "settings": list(SETTINGS), "runs": {}}
+    settings = {"steps": options.steps, "num_envs": options.num_envs, "settings": list(SETTINGS)}
+    results: dict[str, Any] = {**settings, "runs": {}}
     if options.results.exists():
-        results = read_json(options.results, steps=int, settings=list, runs=dict)
-        if not options.table and (results["steps"], results["settings"]) != (options.steps, list(SETTINGS)):
+        results = read_json(options.results, steps=int, num_envs=int, settings=list, runs=dict)
+        if not options.table and any(results[name] != value for name, value in settings.items()):
             raise UserError(f"{options.results} has runs with other settings: give another file by --results.")
-    for key, cell in ({} if options.table else plan(options.games, options.processes, options.seeds)).items():
+    cells = plan(options.games, options.processes, options.seeds, options.average_every)
+    for key, cell in ({} if options.table else cells).items():
         if key not in results["runs"]:
             print(key, file=sys.stderr, flush=True)
-            results["runs"][key] = {**measure(*cell, options.steps), "commit": git_commit()}
+            results["runs"][key] = {**measure(*cell, options.steps, options.num_envs), "commit": git_commit()}
             write_json(options.results, {**results, "machine": describe_machine()})
     print("\n".join(table(results)))
 
