@@ -29,7 +29,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from zerokara.agents.configs.pqn import KIND, Config, check_minibatches, read_config
+from zerokara.agents.configs.pqn import KIND, Config, averaging_warning, check_minibatches, read_config
 from zerokara.core.command_line import check_command_line
 from zerokara.core.config import run_main
 
@@ -275,8 +275,8 @@ def train(config: Config, run: Run, resources: Resources) -> str:
     training = Training(config, run, resources)
     training.start()  # restores the checkpoint of a resumed run
     training.print_settings()
-    if config.average_every == "rollout" and training.world.size == 1:
-        run.warn("--average-every rollout has no effect, because there is one process.")
+    if warning := averaging_warning(config, training.world.size):
+        run.warn(warning)
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations(lambda: {"train/learning_rate": schedules.learning_rate(config, training.step)}):
         training.iterate()

@@ -135,6 +135,7 @@ LSTM_DEVIATIONS = (
 
 
 KIND = "pqn"
+STEPS_TO_AVERAGE_WEIGHTS = 512  # of a process and rollout; with 128 and 256, PQN learned less (docs/distributed.md)
 
 
 def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
@@ -147,6 +148,20 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
     config = read_agent_config(Config, PRESETS, argv, description, KIND)
     check_minibatches(config)
     return config
+
+
+def averaging_warning(config: Config, processes: int) -> str | None:
+    """Return what the user should know about --average-every rollout with this number of processes, if anything."""
+    steps = config.rollout_steps * config.num_envs // processes
+    if config.average_every == "minibatch" or (processes > 1 and steps >= STEPS_TO_AVERAGE_WEIGHTS):
+        return None
+    if processes == 1:
+        return "--average-every rollout has no effect, because there is one process."
+    return (
+        f"With --average-every rollout, each process trains on {steps} steps before the weights are averaged. With "
+        f"fewer than {STEPS_TO_AVERAGE_WEIGHTS}, PQN learned less than with --average-every minibatch: use more "
+        f"--num-envs or --rollout-steps, or fewer processes."
+    )
 
 
 def check_minibatches(config: Config, processes: int = 1) -> None:
