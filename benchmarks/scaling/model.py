@@ -150,14 +150,14 @@ class Fit:
     """All-reduce of `size` bytes in each of R rings of N hosts that share the cores of one machine.
 
     seconds = max(latency, wire, cores), the longest of three times that overlap, where
-    latency = 2 (N - 1) (step + R k message + R N log2(N) wait),
+    latency = 2 (N - 1) (step + R k message + R N (1 + 1/2 + ... + 1/N) wait),
     wire = overhead 2 (N - 1) / N size / rate,
-    cores = 2 (N - 1) R size core_byte.
+    cores = R (2 (N - 1) size core_byte + N size copy_byte).
 
     Gloo divides a message into 2 N parts, of which a vote, a single number, fills one: k = 1 instead of 2 N are sent in
-    each step. A step of a ring ends when its slowest host has sent. The mean of the longest of N delays grows like the
-    logarithm of N (for exponential ones, Rényi 1953, "On the theory of order statistics"), and each delay with the
-    number R N of hosts that want the cores. In a vote one host sends at a time, and no other is waited for.
+    each step. A step of a ring ends when its slowest host has sent: the mean of the longest of N exponential delays is
+    (1 + 1/2 + ... + 1/N) times that of one (Rényi 1953, "On the theory of order statistics"), and each delay grows with
+    the number R N of hosts that want the cores. In a vote one host sends at a time, and no other is waited for.
     """
 
     step: float
@@ -169,17 +169,20 @@ class Fit:
     overhead: float
     """Bytes on the wire over bytes of the message."""
     core_byte: float
-    """Seconds of the cores for a byte of each host."""
+    """Seconds of the cores to send a byte of each host in each step."""
+    copy_byte: float
+    """Seconds of the cores to copy and divide a byte of each host, once for each all-reduce."""
 
     def seconds(self, rate: float, hosts: int, size: int, rings: int = 1) -> float:
         """Return the predicted length of an all-reduce of each ring."""
         steps = 2 * (hosts - 1)
-        parts, wait = 2 * hosts, hosts * math.log2(hosts) * self.wait
+        parts, wait = 2 * hosts, hosts * sum(1 / host for host in range(1, hosts + 1)) * self.wait
         if size <= VOTE_BYTES:
             parts, wait = 1, 0.0
         latency = steps * (self.step + rings * (parts * self.message + wait))
         wire = self.overhead * ring_bytes(size, hosts) / rate
-        return max(latency, wire, steps * rings * size * self.core_byte)
+        cores = rings * size * (steps * self.core_byte + hosts * self.copy_byte)
+        return max(latency, wire, cores)
 
 
 def fit(samples: Sequence[Sample]) -> Fit:
@@ -195,5 +198,5 @@ def fit(samples: Sequence[Sample]) -> Fit:
         seconds = [candidate.seconds(each.rate, each.hosts, each.size, each.rings) for each in samples]
         return np.array([math.log(one / each.seconds) for one, each in zip(seconds, samples, strict=True)])
 
-    found = least_squares(residuals, np.log([1e-4, 1e-5, 1e-5, 1.05, 4e-10]), loss="soft_l1", f_scale=0.1)
+    found = least_squares(residuals, np.log([1e-4, 1e-5, 1e-5, 1.05, 3e-10, 1e-10]), loss="soft_l1", f_scale=0.1)
     return Fit(*(float(value) for value in np.exp(found.x)))

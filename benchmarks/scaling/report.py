@@ -261,7 +261,8 @@ def _model_table(results: Mapping[str, Any], model: Fit) -> str:
     line = (
         f"Fitted to {used} hosts: {1e6 * model.step:.0f} µs for a step, {1e6 * model.message:.1f} µs of the cores for "
         f"a message, {1e6 * model.wait:.1f} µs for each host that waits, {model.overhead:.3f} bytes on the wire for a "
-        f"byte, and {1e9 * model.core_byte:.2f} ns of the cores for a byte of each host."
+        f"byte, and of the cores {1e9 * model.core_byte:.2f} ns to send a byte and {1e9 * model.copy_byte:.2f} ns to "
+        f"copy one."
     )
     rows = []
     for name, checks in (

@@ -70,21 +70,21 @@ def test_hosts_that_compute_faster() -> None:
 
 
 def test_the_longest_of_latency_links_and_cores_counts() -> None:
-    """2 hosts, 1 MB: 1.1 s on the wire at 1 MB/s; 2 MB of both hosts at 0.2 us. Short messages: see the comments."""
-    model = Fit(step=1e-3, message=1e-4, wait=1e-5, overhead=1.1, core_byte=2e-7)
+    """2 hosts, 1 MB: 1.1 s on the wire at 1 MB/s; 2 MB of both are sent in 0.15 us and copied in 0.05 us per byte."""
+    model = Fit(step=1e-3, message=1e-4, wait=1.2e-5, overhead=1.1, core_byte=1.5e-7, copy_byte=5e-8)
     assert model.seconds(1e6, 2, 1_000_000) == pytest.approx(1.1)
     assert model.seconds(1e9, 2, 1_000_000) == pytest.approx(0.4)
     assert model.seconds(1e9, 2, 1_000_000, rings=4) == pytest.approx(1.6)  # eight hosts at the same cores
-    # 6 steps; 8 parts of 0.1 ms, and 4 hosts of which the slowest is waited for: 4 x 2 x 0.01 ms. In two rings twice.
-    assert model.seconds(1e9, 4, 1_000) == pytest.approx(6 * (1e-3 + 8e-4 + 8e-5))
-    assert model.seconds(1e9, 4, 1_000, rings=2) == pytest.approx(6 * (1e-3 + 2 * (8e-4 + 8e-5)))
+    # 6 steps; 8 parts of 0.1 ms, and a wait for the slowest of 4 hosts: 4 x 25/12 x 0.012 ms. In two rings twice.
+    assert model.seconds(1e9, 4, 1_000) == pytest.approx(6 * (1e-3 + 8e-4 + 1e-4))
+    assert model.seconds(1e9, 4, 1_000, rings=2) == pytest.approx(6 * (1e-3 + 2 * (8e-4 + 1e-4)))
     # A vote is one part in each step, so that no host is waited for but the one that sends.
     assert model.seconds(1e9, 4, 8) == pytest.approx(6 * (1e-3 + 1e-4))
     assert model.seconds(1e9, 4, 8, rings=2) == pytest.approx(6 * (1e-3 + 2e-4))
 
 
 def test_the_fit_finds_the_model_and_predicts_more_hosts() -> None:
-    truth = Fit(step=2e-4, message=2e-5, wait=3e-5, overhead=1.05, core_byte=4e-10)
+    truth = Fit(step=2e-4, message=2e-5, wait=3e-5, overhead=1.05, core_byte=3e-10, copy_byte=2e-10)
     rates, sizes = (12.5e6, 125e6, 1.25e9), (8, 65_536, 1_048_576, 6_700_000, 26_000_000)
     samples = [
         Sample(rate, hosts, size, truth.seconds(rate, hosts, size, 8 // hosts), 8 // hosts)
@@ -96,4 +96,5 @@ def test_the_fit_finds_the_model_and_predicts_more_hosts() -> None:
     assert found.wait == pytest.approx(truth.wait, rel=0.01)
     assert found.overhead == pytest.approx(truth.overhead, rel=0.01)
     assert found.core_byte == pytest.approx(truth.core_byte, rel=0.01)
+    assert found.copy_byte == pytest.approx(truth.copy_byte, rel=0.01)
     assert found.seconds(125e6, 8, 6_700_000) == pytest.approx(truth.seconds(125e6, 8, 6_700_000), rel=0.01)
