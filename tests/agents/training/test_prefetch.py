@@ -26,12 +26,11 @@ ITERATIONS = 28
 
 def make_training(folder: Path, **changes: Any) -> dqn.Training:
     """Create a run with one update per agent step, 4 per iteration; the target network changes between two of them."""
-    settings: dict[str, Any] = {
+    config = Config(**{
         "env": "zerokara/Catch-v0", "num_envs": NUM_ENVS, "frame_stack": 2, "width_multiplier": 0.25,
         "hidden_units": 8, "batch_size": 8, "train_every_steps": 1, "learning_starts": 50, "target_update_steps": 10,
         "epsilon_decay_steps": 100, "replay_capacity": 400, "save_replay": False, "final_learning_rate": 1e-4,
-    }  # fmt: skip
-    config = Config(**(settings | changes))
+    } | changes)  # fmt: skip
     with Run(config, kind="dqn", name="run", resume=False, quiet=True, root=folder) as run:
         training = dqn.Training(config, run, resources(config))
     training.obs = training.env.reset(0)
@@ -78,7 +77,7 @@ def test_updates_are_those_of_one_thread(changes: dict[str, Any], tmp_path: Path
         assert all(not torch.equal(before[name], after[name]) for name in before), "nothing was learned"
         states.append(training.state_dict())
     assert states[0]["updates"] == ((ITERATIONS - 1) * NUM_ENVS - 50) * changes.get("gradient_steps", 1)
-    assert_equal(states[0], states[1])
+    assert_equal(*states)
 
 
 def test_a_second_thread_samples_and_the_first_one_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
