@@ -17,8 +17,9 @@ networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step ret
 networks, Munchausen DQN, DrQ and SPR; presets combine them as in their papers (docs/dqn.md has the results).
 
 Top to bottom: the TD target and the loss, the parts of a run, one iteration of the loop (act, step, sample, update,
-store), the updates that are due. Precision, compilation and CUDA graphs are in agents/qlearning/learner.py; replay
-buffer, logging, evaluation, checkpoints, start and prefetching in agents/training; acting processes in agents/actors.
+store), the updates that are due. Precision, compilation and CUDA graphs are in agents/qlearning/learner.py, the replay
+buffer in agents/training/replay_buffer.py; logging, evaluation and checkpoints in agents/training/session.py, the start
+of a run in agents/training/start.py; with --actors, other processes act (agents/actors).
 
 Shapes: N environments, B batch, A actions, F features, X outputs per action (1 expected return, or atoms, or
 quantiles), K returns (X; X * A for C51 with Munchausen DQN), T and S quantile fractions.
@@ -47,7 +48,6 @@ from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.policy import Exploration, Policy
 from zerokara.agents.qlearning.replay import ALL, Batch, Rows
-from zerokara.agents.training.prefetch import PrefetchedUpdates
 from zerokara.agents.training.replay_buffer import describe_fill, make_replay, min_transitions, random_batch, store
 from zerokara.agents.training.session import Session
 from zerokara.agents.training.start import Resources, spaced_process_seed, start_run
@@ -68,37 +68,36 @@ def dqn_loss(
     weight_B: Tensor,
     tau_BT: Tensor | None = None,
     next_tau_BS: Tensor | None = None,
-    next_z_BXA: Tensor | None = None,
     *following: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and mean Q-value (scalars), and absolute TD error (B,; C51: loss), of a batch of n-step transitions.
+    """Loss and mean Q-value (scalars), and absolute TD error (B,), of a batch of n-step transitions.
+
+    The loss of C51 takes the place of the TD error.
 
     Args:
         config: hyperparameters.
         compute: converts images.
         online: network that is trained.
         target: target network.
-        obs: observations (B, C, H, W) uint8, or float32 of vectors, as `next_obs`; or images that are converted.
+        obs: observations (B, C, H, W) uint8, or float32 of vectors, as `next_obs`.
         action_B: actions that were taken.
-        reward_B: r_1 + gamma r_2 + ... + gamma^(k-1) r_k; k = n, or less at an ending or the newest stored step.
+        reward_B: r_1 + gamma r_2 + ... + gamma^(k-1) r_k, where k = n, or less at a terminal, a truncation or the
+            newest stored step.
         discount_B: gamma^k; 0 after a terminal.
         next_obs: observations (B, C, H, W) after the k steps.
         weight_B: importance-sampling weights (1 with uniform replay); 0 for the rare sample without a transition.
         tau_BT: quantile fractions of the online network (QR-DQN, IQN).
         next_tau_BS: quantile fractions of the target network (IQN).
-        next_z_BXA: outputs of the target network for `next_obs` (not IQN), if they are known; None: computes them.
         following: later observations and actions, for the auxiliary loss of SPR (`Replay.following`).
     """
     images, next_images = compute.images(obs), compute.images(next_obs)
     atom_X = target.head.atom_X if isinstance(target.head, heads.CategoricalHead) else None  # of C51
     with torch.no_grad():
+        next_features_BF = target.features(next_images)
+        next_z_BXA = target.outputs(next_features_BF, next_tau_BS)
         # Q-values select actions. With IQN they are means over evenly spaced fractions, not over the sampled ones of z.
-        if next_z_BXA is None:
-            next_features_BF = target.features(next_images)
-            next_z_BXA = target.outputs(next_features_BF, next_tau_BS)
-            next_q_BA = target.head.values(next_z_BXA) if next_tau_BS is None else target.values(next_features_BF)
-        else:
-            next_q_BA = target.head.values(next_z_BXA)
+        next_q_BA = target.head.values(next_z_BXA) if next_tau_BS is None else target.values(next_features_BF)
+
         probability_BK: Tensor | None = None  # of the next returns of C51
         if not config.munchausen:
             # The greedy next action, evaluated by the target network. Double Q-learning selects it with the online
@@ -169,14 +168,12 @@ def make_learner(config: Config, resources: Resources) -> Learner:
     )
 
 
-def gradient_step(
-    learner: Learner, batch: Batch, following: Sequence[Tensor] = (), next_z_BXA: Tensor | None = None
-) -> Tensor:
+def gradient_step(learner: Learner, batch: Batch, following: Sequence[Tensor] = ()) -> Tensor:
     """Do one gradient step on a batch. Returns the absolute TD errors (B,). Does not synchronize with the device."""
     learner.resample_noise()
     tau_BT, next_tau_BS = learner.sample_taus(len(batch.action))
-    # The arguments of `dqn_loss`: the fields of a batch are `obs` to `weight_B`, in this order.
-    return learner.step(*batch, tau_BT, next_tau_BS, next_z_BXA, *following)
+    # The arguments of `dqn_loss` after the networks: the fields of a batch are `obs` to `weight_B`, in this order.
+    return learner.step(*batch, tau_BT, next_tau_BS, *following)
 
 
 class Training(Session):
@@ -196,10 +193,6 @@ class Training(Session):
         self.update = self.learner.graphed(
             self.sample_and_update, generators=(self.replay.generator,), tensors=self.replay.priority_tensors
         )
-        self.prefetched: PrefetchedUpdates | None = None
-        if config.prefetch_targets and self.compute.torch_device.type == "cpu":
-            self.prefetched = PrefetchedUpdates(config, self, self.learner, self.replay, gradient_step)
-            self.update = self.prefetched.update
         self.register(learner=self.learner, replay=self.replay, exploration=self.exploration, noise=self.policy.noise)
 
     def end_episodes(self, rows: Rows = ALL) -> None:
@@ -210,18 +203,20 @@ class Training(Session):
     def sample_and_update(self) -> None:
         """Sample a batch, do a gradient step, update the priorities of the batch. On CUDA this becomes a graph."""
         batch = self.replay.sample(self.config.batch_size // self.world.size)
+        # `following` and `update_priorities` are about the transitions of the last `sample`.
         following = self.replay.following(self.config.spr_steps) if self.config.spr_weight else ()
         self.replay.update_priorities(gradient_step(self.learner, batch, following))
 
     @property
     def epsilon(self) -> float:
-        """Probability of a random action at this step: `schedules.epsilon`. See also `Session.epsilon`."""
+        """Probability of a random action, by default linear from `epsilon_start` to `epsilon_end`: `schedules.epsilon`.
+
+        With `epsilon_schedule` exponential, `epsilon_decay_steps` is the time constant. See also `Session.epsilon`.
+        """
         return schedules.epsilon(self.config, self.step)
 
     def iterate(self) -> None:
         """Do one step in all environments, with the updates that are due while the environments run."""
-        if self.prefetched and not self.filling:
-            self.prefetched.start()  # while this thread acts
         with self.timed("act"):
             # Noisy layers, if the network has any, explore in addition to epsilon.
             action_N = self.env.executed(self.policy.act(self.latest, self.epsilon, self.exploration, noisy=True))
@@ -230,6 +225,7 @@ class Training(Session):
             self.learn()
         with self.timed("emulate"):
             result = self.env.recv()
+            # With the sign of the reward, and with a lost life as a terminal, if configured.
             store(self.config, self.replay, self.latest.frame, action_N, result)
             self.record(result)  # sets self.latest, adds config.num_envs (those of all processes) to self.step
 
@@ -256,9 +252,11 @@ class Training(Session):
                 self.replay.set_n_step_and_gamma(*schedules.n_step_and_gamma(config, self.updates))
             self.update()
             self.updates += 1
+            # Every `target_update_steps` agent steps; an update counts as train_every_steps / gradient_steps of them.
             if schedules.is_target_update_due(config, self.updates):
                 self.learner.update_target_network()
             if schedules.is_reset_due(config, self.updates):
+                # Also copies the online network into the target network.
                 self.learner.reset(config.seed * 1_000_003 + self.updates, config.reset_perturb_factor)
 
 
@@ -271,6 +269,7 @@ def train(config: Config, run: Run, resources: Resources) -> str:
     """
     training = Training(config, run, resources)
     replay, world = training.replay, resources.world
+    # Actors in other processes act instead of this one.
     actors = feed.ActorFeed(config, training, replay, training.learn, dqn_loss) if config.actors else None
 
     def metrics() -> dict[str, Any]:

@@ -226,7 +226,6 @@ class Compute:
         threads: int,
         train_step: TrainStep | None,
         local_world_size: int = 1,
-        reserved_cores: int = 0,
         updates: int | None = None,
         minutes: float = 0.0,
     ) -> Compute:
@@ -240,7 +239,6 @@ class Compute:
             threads: CPU threads; 0 divides all usable cores among the processes of this machine.
             train_step: what is timed. None: nothing is measured, and "auto" means float32 without compilation.
             local_world_size: number of processes on this machine.
-            reserved_cores: cores of each process that are not for these threads.
             updates: training steps in the run, for the limits of the measurement (core/probe.py); None: unknown.
             minutes: length of a run that is limited in time; 0: it is not.
 
@@ -248,7 +246,7 @@ class Compute:
             UserError: the device is not available, or `compile` is "on" and compilation is not possible.
         """
         device = find_device(device)
-        threads = threads or max(1, usable_cores() // local_world_size - reserved_cores)
+        threads = threads or max(1, usable_cores() // local_world_size)
         base = cls(device=device, threads=threads)
         base.apply()
         compiler = compiler_missing(base.torch_device)

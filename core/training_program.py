@@ -133,7 +133,7 @@ def choose_compute(config: RunOptions, world: World, train_step: TrainStep, upda
     """Choose the settings that the config leaves at "auto" by timing updates (`Compute.choose`).
 
     torch's random generators are restored afterwards. A config without the field `compile` is not compiled; one with
-    `minutes` above 0 limits the run in time; one with `reserved_cores` has fewer threads than there are cores.
+    `minutes` above 0 limits the run in time.
 
     Args:
         config: device, precision, threads, and perhaps compile.
@@ -152,7 +152,6 @@ def choose_compute(config: RunOptions, world: World, train_step: TrainStep, upda
             threads=config.threads,
             train_step=train_step,
             local_world_size=world.local_size,
-            reserved_cores=getattr(config, "reserved_cores", 0),
             updates=updates,
             minutes=getattr(config, "minutes", 0.0),
         )

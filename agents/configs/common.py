@@ -19,7 +19,7 @@ from zerokara.core.tracking import OMITTED
 # Fields that do not change learning: of the run folder and the output, then of the hardware.
 OUTPUT_FIELDS = frozenset({*OMITTED, "capture_video", "delete_replay"})
 HARDWARE_FIELDS = frozenset(
-    {"device", "threads", "compile", "prefetch_targets", "env_workers", "actor_cpus", "actor_timeout", "ray_address"}
+    {"device", "threads", "compile", "env_workers", "actor_cpus", "actor_timeout", "ray_address"}
 )
 PADDED_BACKBONES = ("nature", "nips", "der")  # they have the option --same-padding
 # Settings that only Atari games have; None is the value of the protocol.

@@ -195,12 +195,6 @@ class Config(Settings):
     epsilon_off_after_steps: OptionalCount = None
     """Agent steps after which epsilon is 0; None: epsilon stays at --epsilon-end."""
 
-    # --- hardware --------------------------------------------------------------------------------------------------
-    prefetch_targets: bool = False
-    """On a CPU, sample the next batches and compute the outputs of the target network for them in a second thread while
-    an update runs: faster on two cores with a small network. The results change by rounding only. --threads 0 leaves a
-    core to this thread."""
-
     # --- actors ----------------------------------------------------------------------------------------------------
     actors: Annotated[int, Range(0, 10_000)] = 0
     """Actor processes (Ray) that fill the replay buffer; 0: this process acts. Each has --num-envs environments."""
@@ -243,11 +237,6 @@ class Config(Settings):
     def total_envs(self) -> int:
         """Environments of all processes or actors."""
         return self.num_envs * max(1, self.actors)
-
-    @property
-    def reserved_cores(self) -> int:
-        """Cores that are not for the threads of an update."""
-        return int(self.prefetch_targets)
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -300,8 +289,6 @@ def refuse_contradictions(config: Config) -> None:
             )
     if config.spr_weight:
         check_self_prediction(config)
-    if config.prefetch_targets:
-        check_prefetching(config)
     if config.actors:
         check_actors(config)
 
@@ -320,27 +307,6 @@ def check_self_prediction(config: Config) -> None:
     ):
         if refused:
             raise UserError(f"--spr-weight and {given} cannot be combined, because {instead}.")
-
-
-def check_prefetching(config: Config) -> None:
-    """Check that a batch and the target network's outputs for it do not depend on the update before.
-
-    Raises:
-        UserError: they do.
-    """
-    annealed = next((name for name in ("n_step_start", "gamma_start") if getattr(config, name) is not None), "")
-    for refused, given, because in (
-        (config.per_alpha > 0, "--per-alpha above 0", "priorities change with every update"),
-        (config.noisy, "--noisy", "the target network has new noise in every update"),
-        (config.head == "iqn", "--head iqn", "quantile fractions are sampled anew in every update"),
-        (config.spr_weight > 0, "--spr-weight above 0", "its target encoder changes with every update"),
-        (bool(annealed), flag(annealed), "returns change with every update"),
-        (config.actors > 0, "--actors", "they need the other cores"),
-    ):
-        if refused:
-            raise UserError(
-                f"--prefetch-targets and {given} cannot be combined, because {because}: leave one of the two out."
-            )
 
 
 KIND = "dqn"

@@ -316,7 +316,7 @@ GROUPS_DQN: Mapping[str, tuple[str, ...]] = {
     ),
     "evaluation": _EVALUATION,
     "run": _RUN,
-    "hardware": (*_HARDWARE, "prefetch_targets"),
+    "hardware": _HARDWARE,
 }
 
 GROUPS_PQN: Mapping[str, tuple[str, ...]] = {

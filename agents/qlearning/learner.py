@@ -100,7 +100,6 @@ class Learner:
             )
         self.generator = None if seed is None else torch.Generator(compute.torch_device).manual_seed(seed)
         self._forward = compute.function(self._forward_eager)
-        self._prepare = compute.function(self._prepare_eager)
         self._converted = compute.converter()
         # Sums since the last `read_metrics`: loss, mean Q, gradient norm, number of updates. They stay on the device.
         self._sums = torch.zeros(4, device=compute.torch_device)
@@ -135,18 +134,6 @@ class Learner:
         norm = optim.clip_and_step(self.optimizer, self.max_grad_norm)
         self._sums += torch.stack([loss.detach(), mean_q, norm, torch.ones_like(mean_q)])
         return td_error_B
-
-    def _prepare_eager(self, obs: Tensor, next_obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        images, next_images = self.compute.images(obs), self.compute.images(next_obs)
-        with torch.no_grad(), self.compute.autocast():
-            return images, next_images, self.target.outputs(self.target.features(next_images))
-
-    def prepare(self, obs: Tensor, next_obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Convert pixels of a batch and of its next observations, and compute the target network's outputs (B, X, A).
-
-        The next `step` may get them instead of having to compute them: images of both, outputs for the next ones.
-        """
-        return self._prepare(self._converted(obs), self._converted(next_obs))
 
     def resample_noise(self) -> None:
         """Draw new noise for the noisy layers of both networks."""

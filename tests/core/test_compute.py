@@ -220,9 +220,7 @@ def test_threads_are_divided_among_local_processes(monkeypatch: pytest.MonkeyPat
     assert Compute.choose(threads=0, **options).threads == 8
     assert Compute.choose(threads=0, local_world_size=3, **options).threads == 2
     assert Compute.choose(threads=0, local_world_size=20, **options).threads == 1
-    assert Compute.choose(threads=0, local_world_size=3, reserved_cores=1, **options).threads == 1
-    assert Compute.choose(threads=0, local_world_size=8, reserved_cores=1, **options).threads == 1
-    assert Compute.choose(threads=5, reserved_cores=1, **options).threads == 5
+    assert Compute.choose(threads=5, **options).threads == 5
     assert torch.get_num_threads() == 5, "the number of threads is set while candidates are measured"
     Compute(threads=2).apply()
     assert torch.get_num_threads() == 2

@@ -139,7 +139,7 @@ def test_the_loss_of_an_update_is_the_weighted_sum_and_priorities_are_td_errors(
     batch, later = batches()(), following()
     plain, mean_q, td_error_B = dqn.dqn_loss(c, compute, learner.online, learner.target, *batch)
     both, mean_q_too, td_error_too_B = dqn.dqn_loss(
-        c, compute, learner.online, learner.target, *batch, None, None, None, *later
+        c, compute, learner.online, learner.target, *batch, None, None, *later
     )
     own_B = spr_loss(
         learner.online, learner.target, learner.online.features(batch.obs / 255), later[0] / 255, *later[1:]
