@@ -63,7 +63,6 @@ def test_options_come_from_the_config(config: Config, compile: Switch, monkeypat
         "threads": 3,
         "train_step": step,
         "local_world_size": 2,
-        "reserved_cores": 0,
         "updates": 70,
         "minutes": getattr(config, "minutes", 0.0),
     }
