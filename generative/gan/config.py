@@ -20,7 +20,6 @@ from zerokara.generative.gan import names
 KIND = "dcgan"  # kind of the runs of generative/dcgan.py
 FRAMES = "frames:"  # start of --data for frames of an environment
 MIN_EVAL_IMAGES = 100
-# Options that may change when a run is resumed.
 
 Upsample = Literal["deconvolution", "resize"]
 Norm = Literal["batch", "none"]

@@ -17,7 +17,6 @@ from zerokara.generative.style import names
 
 Pooling = Literal["max", "average"]
 KIND = "style_transfer"  # of the runs of generative/style_transfer.py
-# Options that may change when a run is resumed.
 
 NotNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]

@@ -17,7 +17,6 @@ from zerokara.generative.style import names
 from zerokara.generative.style.config import BackboneOptions
 
 KIND = "fast_style"  # of the runs of generative/fast_style.py
-# Options that may change when a run is resumed.
 
 NotNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]

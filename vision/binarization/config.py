@@ -14,7 +14,6 @@ from zerokara.vision.binarization import names
 from zerokara.vision.classification import config as classify_config
 
 KIND = "binary"  # of the runs of vision/binary.py
-# Options that may change when a run is resumed.
 
 Count = Annotated[int, Range(1)]
 

@@ -18,7 +18,6 @@ from zerokara.core.run_options import BackgroundOptions, BatchNormOptions, Norma
 from zerokara.vision.captioning import names
 
 KIND = "caption"  # of the runs of vision/caption.py
-# Options that may change when a run is resumed.
 
 Count = Annotated[int, Range(1)]
 Positive = Annotated[float, Range(0, low_open=True)]

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from zerokara.core.augment import Augment
 
 KIND = "classify"  # of the runs of vision/classify.py
-# Options that may change when a run is resumed.
 
 Count = Annotated[int, Range(1)]
 OptionalCount = Annotated[int, Range(0)]

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 KIND = "detect"  # of the runs of vision/detect.py
 NORMALIZATION = "normalization"  # key of mean and standard deviation of the inputs in `extra` of config.json
-# Options that may change when a run is resumed.
 
 Method = Literal["fast-rcnn", "rcnn"]
 Count = Annotated[int, Range(1)]

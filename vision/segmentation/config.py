@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from zerokara.vision.segmentation.augment import JointAugment
 
 KIND = "segment"  # of the runs of vision/segment.py
-# Options that may change when a run is resumed.
 
 STRENGTH = 0.6  # opacity of the class colors over an image
 NetworkName = Literal["fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn2s", "segnet"]
