@@ -118,7 +118,7 @@ def resume_command(program: str, config: Any, folder: Path) -> str:
         for field in field_types(config_class)
         if field in named and (field in replaced or getattr(config, field) != getattr(saved, field))
     }
-    return f"{program} {shlex.join(['--name', config.name, '--resume', *format_arguments(config_class, options)])}"
+    return f"{program} {shlex.join(['--name', folder.name, '--resume', *format_arguments(config_class, options)])}"
 
 
 def refuse_two_lengths(config: Any, given: Collection[str], field: str) -> None:
