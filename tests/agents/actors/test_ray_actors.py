@@ -130,7 +130,7 @@ def test_a_stopped_actor_is_replaced(ray: Any, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=SECONDS)
         assert process.returncode == 75, err
-    assert "hangs and is replaced, number 1 (it sent nothing for 45 s, --actor-timeout)" in err + out
+    assert "hangs and is replaced, number 1 (it sent nothing for 90 s, --actor-timeout)" in err + out
     assert "number 2" not in err + out
 
 
