@@ -26,6 +26,7 @@ from torch.nn.utils import parametrize
 
 from zerokara.core.choices import Precision, Switch
 from zerokara.core.config import UserError, format_count
+from zerokara.core.denormals import flush_denormals
 from zerokara.core.layers import NoisyLinear
 from zerokara.core.machine import has_bfloat16, usable_cores
 from zerokara.core.probe import MAX_FRACTION, MAX_SECONDS, Probe
@@ -89,15 +90,11 @@ class Compute:
     def apply(self) -> None:
         """Apply the settings that are global to the process: threads, flushing of denormal numbers, memory allocator.
 
-        Adam's averages of gradients that stay zero decay until they are denormal numbers. Processors compute with these
-        in microcode, which made an update take twice as long (docs/LOG.md); therefore they are flushed to zero. Threads
-        inherit this setting from the thread that starts them: call this method before the first parallel operation.
-
         By default glibc returns the memory of every large freed tensor to the kernel, and the next tensor of that size
         causes page faults: about 8% of an update of the 2013 network (docs/LOG.md).
         """
-        torch.set_flush_denormal(True)
         torch.set_num_threads(self.threads)
+        flush_denormals(self.threads)
         if sys.platform == "linux" and self.torch_device.type == "cpu":
             mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl does not have it
             if mallopt is not None:

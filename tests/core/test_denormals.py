@@ -1,0 +1,32 @@
+"""Tests of flushing denormal numbers to zero in all threads that compute."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# An operation before the settings are applied starts the threads with other ones, as the timing of candidates does.
+PROGRAM = """
+import torch
+from zerokara.core.compute import Compute
+
+def count() -> list[int]:
+    halved = torch.full((1 << 20,), 1e-39) * 0.5
+    return [int(part.count_nonzero()) for part in halved.chunk(2)]
+
+torch.set_num_threads(2)
+before = count()
+Compute(threads=2).apply()
+print(before, count())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the OpenMP library by /proc/self/maps")
+def test_denormal_numbers_are_flushed_in_both_threads() -> None:
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[524288, 524288] [0, 0]"
