@@ -20,8 +20,8 @@ _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def flush_denormals(threads: int) -> None:
     """Flush denormal numbers to zero in this thread and in the OpenMP threads that compute for it.
 
-    `torch.set_flush_denormal` changes the calling thread alone, and the threads that OpenMP starts do not take this over
-    from it. On other systems than Linux only this thread is changed.
+    `torch.set_flush_denormal` changes the calling thread alone, and the threads that OpenMP starts do not take this
+    over from it. On other systems than Linux only this thread is changed.
 
     Args:
         threads: number of threads that compute, this one included.
