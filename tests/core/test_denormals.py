@@ -14,8 +14,10 @@ PROGRAM = """
 import torch
 from zerokara.core.compute import Compute
 
+denormal = torch.full((1 << 20,), 1e-39)  # would be filled with zeros later
+
 def count() -> list[int]:
-    halved = torch.full((1 << 20,), 1e-39) * 0.5
+    halved = denormal * 0.5
     bits = halved.view(torch.int32)  # comparisons of denormal numbers with 0 would flush them, too
     return [int(part.count_nonzero()) for part in bits.chunk(2)]
 
