@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -152,7 +153,15 @@ def overlap(real: Features, fake: Features, k_precision: int = 3, k_density: int
 
 def compare(real: Features, fake: Features) -> dict[str, float]:
     """Compute kernel distance, density, coverage, precision and recall by name."""
-    return {"kernel_distance": kernel_distance(real, fake), **asdict(overlap(real, fake))}
+    return {name: value for compute in comparisons(real, fake) for name, value in compute().items()}
+
+
+def comparisons(real: Features, fake: Features) -> list[Callable[[], dict[str, float]]]:
+    """Return functions that together compute the metrics of `compare`; several processes can divide them."""
+    return [
+        lambda: {"kernel_distance": kernel_distance(real, fake)},
+        lambda: asdict(overlap(real, fake)),
+    ]
 
 
 def nearest(points_MF: Tensor, others_NF: Tensor) -> tuple[Tensor, Tensor]:

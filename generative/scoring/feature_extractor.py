@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +29,7 @@ from zerokara.core.zoo import provenance
 from zerokara.core.zoo.registry import files as zoo_files
 from zerokara.core.zoo.registry import find_file
 from zerokara.generative.gan.config import Config
-from zerokara.generative.scoring.distances import Features, frechet_distance, kernel_distance, overlap
+from zerokara.generative.scoring.distances import Features, comparisons, frechet_distance
 
 RANDOM_SEED = 1_511_06434  # fixed, so that all runs use the same random network
 CHUNK = 100  # images per forward pass; larger feature maps would not fit in a CPU's cache
@@ -197,8 +196,7 @@ class FeatureExtractor:
         """Return functions that together compute the metrics of `compare`; several processes can divide them."""
         return [
             lambda: {self.name: frechet_distance(real, fake)},
-            lambda: {"kernel_distance": kernel_distance(real, fake)},
-            lambda: asdict(overlap(real, fake)),
+            *comparisons(real, fake),
             lambda: class_scores(fake),
         ]
 
