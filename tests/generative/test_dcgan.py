@@ -29,7 +29,7 @@ from zerokara.generative.gan.learner import Learner
 from zerokara.generative.gan.pictures import image_grid
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.gan.session import preview_latents
-from zerokara.generative.scoring import feature_extractor
+from zerokara.generative.scoring import distances, feature_extractor
 from zerokara.generative.scoring.distances import Features, Overlap, overlap
 
 # The finished run has its figures, because fixtures of the module come first.
@@ -229,23 +229,23 @@ def test_a_signal_interrupts_an_evaluation_which_is_repeated_after_resuming(
             signal.raise_signal(signal.SIGTERM)
         return overlap(real, fake)
 
-    monkeypatch.setattr(feature_extractor, "overlap", interrupted)
+    monkeypatch.setattr(distances, "overlap", interrupted)
     with pytest.raises(Stopped):
         dcgan.main([*TINY, "--name", "cut"])
     cut = Path("runs/cut")
     assert (update_of(cut), state(cut)["evaluation_pending"]) == (30, True)
     assert not any("eval/spread" in line for line in metrics(cut))
-    monkeypatch.setattr(feature_extractor, "overlap", overlap)
+    monkeypatch.setattr(distances, "overlap", overlap)
     dcgan.main(["--name", "cut", "--resume", "--updates", "59"])
     assert metrics(cut)[:-1] == [line for line in metrics(finished) if line["step"] < 59]
 
     calls[0] = 2
-    monkeypatch.setattr(feature_extractor, "overlap", interrupted)
+    monkeypatch.setattr(distances, "overlap", interrupted)
     with pytest.raises(Stopped):
         dcgan.main(["--name", "cut", "--resume", "--updates", "60"])
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.endswith("resume with: python -m generative.dcgan --name cut --resume"), "the evaluation is missing"
-    monkeypatch.setattr(feature_extractor, "overlap", overlap)
+    monkeypatch.setattr(distances, "overlap", overlap)
     dcgan.main(["--name", "cut", "--resume"])
     ours, theirs = state(cut), state(finished)
     assert same(ours["learner"], theirs["learner"])
@@ -353,8 +353,8 @@ def test_without_a_classifier_the_score_is_named_after_the_random_network(
 
 
 def test_nan_score_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distances = iter([9.0, math.nan, 7.0])  # the first is the floor
-    monkeypatch.setattr(feature_extractor, "frechet_distance", lambda *_: next(distances))
+    values = iter([9.0, math.nan, 7.0])  # the first is the floor
+    monkeypatch.setattr(feature_extractor, "frechet_distance", lambda *_: next(values))
     dcgan.main([*TINY, "--name", "nan", "--quiet", "--updates", "20", "--eval-every-updates", "10"])
     assert state(Path("runs/nan"), "best.pt")["best"] == {"update": 20, "score": 7.0}
 
