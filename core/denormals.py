@@ -1,8 +1,7 @@
 """Flushing of denormal numbers to zero, in all threads that compute.
 
-Adam's averages of gradients that stay zero decay until they are denormal numbers. Processors compute with these in
-microcode: an update took twice as long on one thread, and half as long again if only the second one computed with them
-(docs/LOG.md).
+Adam's averages of gradients that stay zero decay until they are denormal numbers. Many processors compute with these in
+microcode. If only the second of two threads does, a step of Adam takes up to 1.4 times as long (docs/LOG.md).
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zerokara.core.command_line import Requirement
-
 TENSORBOARD = "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs)."
 WANDB = "is not an option here: choose --track wandb; the environment variable WANDB_PROJECT names the project."
 PRECISION = "is not an option here: choose --precision float32 or --precision bfloat16."
@@ -19,12 +17,6 @@ ONE_PROCESS = "is not an option here: the program runs in one process, on one --
 RESUME = "is not an option here: resume a run with --name and --resume."
 FOLDER = "is not an option here: a run is written to runs/<name>, and --name chooses the name."
 IN_MEMORY = "is not an option here: all images are read into memory when the run starts."
-
-DATA_DIR: Requirement = (
-    lambda config: config.data != "glyphs",
-    "--data and the name of a data set in that folder (a folder of images is itself given as --data)",
-)
-"""Requirement of the option data_dir in programs whose default data set is generated, see core/command_line.py."""
 
 RENAMED_ENV_SETTINGS: Mapping[str, str] = {
     "sticky": "repeat_action_probability",

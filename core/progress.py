@@ -68,7 +68,7 @@ class Progress:
         self._drawn = now
         rate = self._rate(now, step)
         if total is not None:
-            position += f"  eta {format_duration((total - step) / rate if rate else math.nan)}"
+            position += f"  eta {format_duration(max(total - step, 0) / rate if rate else math.nan)}"
         values = "  ".join(f"{label} {format_value(value)}" for label, value in fields.items())
         if not self._bar:
             self._print(f"{position}  {values}".rstrip())

@@ -90,8 +90,8 @@ def configure(
 
 
 def changeable_fields(config_class: type[Any]) -> frozenset[str]:
-    """Return the fields that may change on resume and that a run does not save: CHANGEABLE, and the tracking."""
-    return frozenset({*getattr(config_class, "CHANGEABLE", ()), "track"})
+    """Return the fields that may change on resume and that a run does not save: each class's CHANGEABLE, and `track`."""
+    return frozenset({"track"}.union(*(vars(owner).get("CHANGEABLE", ()) for owner in config_class.__mro__)))
 
 
 def resume_command(program: str, config: Any, folder: Path) -> str:

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
 from zerokara.core.choices import Background, GradientCompression, Precision
+from zerokara.core.command_line import Requirement
 from zerokara.core.config import Range
 from zerokara.core.tracking import ServiceName
 
 HARDWARE_FIELDS = ("device", "precision", "compile", "threads")
 """Fields of a config that may change on resume in every program that has them."""
+
+DATA_DIR: Requirement = (
+    lambda config: config.data != "glyphs",
+    "--data and the name of a data set in that folder (a folder of images is itself given as --data)",
+)
+"""Requirement of the option data_dir in programs whose default data set is generated, see core/command_line.py."""
 
 
 class FolderOptions(Protocol):

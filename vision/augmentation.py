@@ -31,7 +31,7 @@ class Options(GridOptions):
     """Options of vision.augmentation."""
 
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_AUGMENTATION
-    CHANGEABLE: ClassVar = GridOptions.CHANGEABLE | {"sizes"}
+    CHANGEABLE: ClassVar = frozenset({"sizes"})
     GROUPS: ClassVar = names.GROUPS_AUGMENTATION
     COMMON: ClassVar = names.COMMON_AUGMENTATION
 

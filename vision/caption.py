@@ -21,7 +21,6 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from zerokara.core.command_line import check_command_line
@@ -223,8 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
     check_sync_batch_norm(config, world)
-    folder = Path(config.data_dir) if config.data_dir else None
-    config, lines = with_background(config, partial(image_lumas, config.data, folder))
+    config, lines = with_background(config, partial(image_lumas, config.data))
     data = Data.load(config)
     check_backbone(config, data)
     config = decide_normalization(config, channels=3)

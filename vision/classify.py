@@ -35,6 +35,7 @@ from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.backbones.summary import summary
 from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data.backgrounds import with_background
+from zerokara.core.data.sources import training_lumas
 from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier
@@ -48,7 +49,7 @@ from zerokara.core.time_limit import length_in_time_limit
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
 from zerokara.vision.classification.clock import measure_epochs, with_epochs
-from zerokara.vision.classification.learner import Data, Training, find_lumas, load_split, make_metadata
+from zerokara.vision.classification.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
 from zerokara.vision.training.supervised import save_result
@@ -154,7 +155,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     check_sync_batch_norm(config, world)
-    config, lines = with_background(config, partial(find_lumas, config))
+    config, lines = with_background(config, partial(training_lumas, config.data))
     images = Data.load(config)
     config = decide_normalization(config, images.train.shape[0])
     with on_meta_device():  # a network that cannot be built is rejected before a run folder is created

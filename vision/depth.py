@@ -39,7 +39,7 @@ class Options(GridOptions):
     """Options of vision.depth."""
 
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_DEPTH
-    CHANGEABLE: ClassVar = GridOptions.CHANGEABLE | {"part", "depths"}
+    CHANGEABLE: ClassVar = frozenset({"part", "depths"})
     REQUIRES: ClassVar = names.REQUIRES_DEPTH
     GROUPS: ClassVar = names.GROUPS_DEPTH
     COMMON: ClassVar = names.COMMON_DEPTH

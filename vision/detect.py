@@ -285,8 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "images_per_update")
     check_sync_batch_norm(config, world)
-    folder = Path(config.data_dir) if config.data_dir else None
-    config, lines = with_background(config, partial(image_lumas, config.data, folder))
+    config, lines = with_background(config, partial(image_lumas, config.data))
     data = Data.load(config)
     metadata = make_metadata(config, data.train, pretrained)
     with on_meta_device():  # invalid networks are refused before the run folder is created

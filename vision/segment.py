@@ -34,6 +34,7 @@ import torch
 from zerokara.core.backbones.base import on_meta_device
 from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data.backgrounds import with_background
+from zerokara.core.data.masks import training_lumas
 from zerokara.core.data_parallel import check_sync_batch_norm
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
@@ -44,7 +45,7 @@ from zerokara.core.run import Run
 from zerokara.core.run_classes import keep_classes
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
-from zerokara.vision.segmentation.learner import Data, Training, find_lumas, load_split, make_metadata
+from zerokara.vision.segmentation.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.pictures import log_classes, log_overlays, log_start, overlay_indices
 from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
@@ -186,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     check_sync_batch_norm(config, world)
     config.augment()  # an invalid --crop-size is rejected before the data are read
-    config, lines = with_background(config, partial(find_lumas, config))
+    config, lines = with_background(config, partial(training_lumas, config.data, config.masks))
     images = Data.load(config)
     config = decide_normalization(config, images.train.shape[0])
     with on_meta_device():  # a network that cannot be built is rejected before a run folder is created

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from zerokara.core.choices import Background
@@ -18,12 +19,15 @@ from zerokara.core.progress import loading
 ConfigT = TypeVar("ConfigT", bound=Any)
 
 
-def with_background(config: ConfigT, find_lumas: Callable[[Progress], Sequence[float]]) -> tuple[ConfigT, list[str]]:
+def with_background(
+    config: ConfigT, find_lumas: Callable[[Path | None, Progress], Sequence[float]]
+) -> tuple[ConfigT, list[str]]:
     """Choose one color behind the transparent pixels of all images of a new run.
 
     Args:
-        config: has `core.run_options.BackgroundOptions`, and the fields data, resume and quiet.
-        find_lumas: returns the mean luma (0 to 255) of the visible parts of each training image with transparency.
+        config: has `core.run_options.BackgroundOptions`, and the fields data, data_dir, resume and quiet.
+        find_lumas: gets the folder of --data-dir (None: not given), and returns the mean luma (0 to 255) of the visible
+            parts of each training image with transparency.
 
     Returns:
         The config, and a line about the choice if there are such images.
@@ -34,7 +38,7 @@ def with_background(config: ConfigT, find_lumas: Callable[[Progress], Sequence[f
     if config.resume or config.background != "auto":
         return config, []
     with loading(config.quiet) as progress:
-        lumas = find_lumas(progress)
+        lumas = find_lumas(Path(config.data_dir) if config.data_dir else None, progress)
     if not lumas:
         return config, []
     return replace(config, background=choose_background(lumas)[0]), [describe_background(config.data, lumas)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from zerokara.core import foreign_names as names
 from zerokara.core.command_line import Requirement
+from zerokara.core.run_options import DATA_DIR
 
 # ---- names in the DCGAN tutorial and example of PyTorch, StudioGAN, StyleGAN and PyTorch-GAN
 
@@ -235,7 +236,7 @@ _ADA: Requirement = (lambda config: bool(config.ada), "--ada")
 _DCGAN: Requirement = (lambda config: config.generator == "dcgan", "--generator dcgan")
 
 REQUIRES: Mapping[str, Requirement] = {
-    "data_dir": names.DATA_DIR,
+    "data_dir": DATA_DIR,
     "frames": _FRAMES,
     "frame_stack": _FRAMES,
     "upsample": _DCGAN,

@@ -51,6 +51,15 @@ def test_eta_uses_the_speed_of_the_last_minute(now: list[float], capsys: pytest.
     assert last == f"step {50_000 + 60_000 + 131 * 100:,}/150,000  eta {format_duration(seconds_left)}"
 
 
+def test_nothing_is_left_behind_the_last_step(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """The last rollout of PQN can end after the number of steps that was asked for."""
+    progress_bar = Progress(silent=False)
+    progress_bar.show(50_000, 60_000, {})
+    now[0] += 20
+    progress_bar.show(61_440, 60_000, {})
+    assert capsys.readouterr().out.splitlines()[-1] == "step 61,440/60,000  eta 0:00"
+
+
 def test_loading_is_shown_on_stderr_after_some_time(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with loading(silent=False) as report:
         report("images read from digits", 1, 3)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from zerokara.core import foreign_names as names
 from zerokara.core.command_line import Requirement
+from zerokara.core.run_options import DATA_DIR
 
 # ---- names in older versions
 
@@ -123,7 +124,7 @@ PRESET_SUMMARIES: Mapping[str, str] = {
 # ---- settings that have no effect without another one
 
 REQUIRES: Mapping[str, Requirement] = {
-    "data_dir": names.DATA_DIR,
+    "data_dir": DATA_DIR,
     "num_hidden_layers": (lambda config: config.network == "mlp", "--network mlp"),
     "width_multiplier": (lambda config: config.network == "cnn", "--network cnn"),
 }

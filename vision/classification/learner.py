@@ -20,8 +20,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.reading_rules import rules_of
-from zerokara.core.data.sources import training_lumas
-from zerokara.core.data.types import Progress, check_enough
+from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.models.normalization import expected_moments
@@ -62,15 +61,6 @@ class Data:
             if config.train_images < len(train):
                 _, train = data.hold_out(train, config.train_images, config.seed)
         return cls(train, validation, *channel_moments(train.images))
-
-
-def find_lumas(config: Config, progress: Progress) -> list[float]:
-    """Return the luma of each training image with transparency, for the choice of one background.
-
-    Raises:
-        UserError: the data cannot be read.
-    """
-    return training_lumas(config.data, Path(config.data_dir) if config.data_dir else None, progress)
 
 
 def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from zerokara.core import foreign_names as names
 from zerokara.core.command_line import Requirement
+from zerokara.core.run_options import DATA_DIR
 
 # ---- names in PyTorch's MNIST and ImageNet examples, torchvision's references and timm
 
@@ -212,7 +213,7 @@ WITHOUT_HIDDEN_LAYER = ("dcgan", "r3")  # backbones whose own head is one linear
 _BESIDE_MUON: Requirement = (lambda config: config.optimizer == "muon_sgd", "--optimizer muon_sgd")
 
 REQUIRES: Mapping[str, Requirement] = {
-    "data_dir": names.DATA_DIR,
+    "data_dir": DATA_DIR,
     "momentum": (lambda config: config.optimizer in ("sgd", "muon", "muon_sgd"), "--optimizer sgd, muon or muon_sgd"),
     "output_learning_rate": _BESIDE_MUON,
     "bias_learning_rate": _BESIDE_MUON,

@@ -17,11 +17,10 @@ from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import MaskSet, load_masks
-from zerokara.core.data.masks import training_lumas
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.reading_rules import rules_of
 from zerokara.core.data.splits import AnySplit
-from zerokara.core.data.types import Progress, check_enough
+from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
 from zerokara.core.models.normalization import expected_moments
 from zerokara.core.programs import command
@@ -64,15 +63,6 @@ class Data:
                 f"--image-size {train.shape[1]} {train.shape[2]}."
             )
         return cls(train, validation, *channel_moments(train.images))
-
-
-def find_lumas(config: Config, progress: Progress) -> list[float]:
-    """Return the luma of each training image with transparency, for the choice of one background.
-
-    Raises:
-        UserError: as `load_split`.
-    """
-    return training_lumas(config.data, config.masks, Path(config.data_dir) if config.data_dir else None, progress)
 
 
 def load_split(config: Config, split: AnySplit, classes: Sequence[str] = ()) -> MaskSet:

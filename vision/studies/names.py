@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from zerokara.core import foreign_names as names
 from zerokara.core.command_line import Requirement
+from zerokara.core.run_options import DATA_DIR
 
 _RECIPE = "is not an option here: all runs have the settings of a recipe in vision/studies/grid.py."
 _FINISHED_RUN = "is the first word on the command line here: the folder of a run of vision.classify."
@@ -113,7 +114,7 @@ GROUPS_FEATURES: Mapping[str, tuple[str, ...]] = {
 
 # ---- settings that have no effect without another one
 
-REQUIRES: Mapping[str, Requirement] = {"data_dir": names.DATA_DIR}
+REQUIRES: Mapping[str, Requirement] = {"data_dir": DATA_DIR}
 REQUIRES_DEPTH: Mapping[str, Requirement] = {
     "depths": (lambda options: options.part != "filters", "--part layers or both"),
 }

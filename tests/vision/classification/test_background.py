@@ -14,10 +14,10 @@ from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet
 from zerokara.core.data.backgrounds import with_background
+from zerokara.core.data.sources import training_lumas
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision import classify
 from zerokara.vision.classification.config import Config
-from zerokara.vision.classification.learner import find_lumas
 
 TINY = (
     *("--validation-images", "4", "--epochs", "1", "--batch-size", "8", "--width-multiplier", "0.25"),
@@ -68,6 +68,6 @@ def test_one_background_is_chosen_printed_saved_and_kept(
 def test_a_background_that_was_given_or_saved_is_kept(icons: str) -> None:
     """A run of an older release is resumed with a contrasting background for each image."""
     config = Config(data=icons, quiet=True)
-    assert with_background(config, partial(find_lumas, config))[0].background == "black"
+    assert with_background(config, partial(training_lumas, config.data))[0].background == "black"
     for kept in (Config(data=icons, background="white"), Config(data=icons, resume=True), Config(data="glyphs")):
-        assert with_background(kept, partial(find_lumas, kept)) == (kept, [])
+        assert with_background(kept, partial(training_lumas, kept.data)) == (kept, [])
