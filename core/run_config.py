@@ -90,7 +90,7 @@ def configure(
 
 
 def changeable_fields(config_class: type[Any]) -> frozenset[str]:
-    """Return the fields that may change on resume and that a run does not save: CHANGEABLE of all bases, and `track`."""
+    """Return the fields that may change on resume and that a run does not save: all CHANGEABLE, and the tracking."""
     return frozenset({"track"}.union(*(vars(owner).get("CHANGEABLE", ()) for owner in config_class.__mro__)))
 
 
