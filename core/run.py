@@ -38,7 +38,7 @@ from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
 from zerokara.core.resumed_compute import adapt_compute
 from zerokara.core.run_config import resume_command
-from zerokara.core.run_folder import check_name, check_resume, first_config, lock_folder, read_config
+from zerokara.core.run_folder import check_name, check_same_options, first_config, lock_folder, read_config
 from zerokara.core.stop_signals import StopSignals
 from zerokara.core.tensorboard_writer import TensorBoardWriter
 from zerokara.core.tracking import Status, Tracking, connect
@@ -76,8 +76,8 @@ class Run(StopSignals):
 
         Raises:
             UserError: the folder already holds a run, is in use, is missing, or holds a run of another kind; or `name`
-                is not a valid folder name; or the client of the tracking service is not installed; or `resume` is not
-                the same in all processes.
+                is not a valid folder name; or the client of the tracking service is not installed; or the options
+                are not the same in all processes.
         """
         check_name(name)
         self.folder = speed_trial.folder_of_runs(root) / name
@@ -99,9 +99,9 @@ class Run(StopSignals):
             **speed_trial.choice(),
             **(extra or {}),
         }  # as in config.json: a resumed run gets the values of its first start
-        resumes = world.gather(resume)
+        configs, resumes = zip(*world.gather((to_dict(config), resume)), strict=True)
         with world.raising_together():
-            check_resume(resumes)
+            check_same_options(configs, resumes)
             if world.is_main:
                 self._open_folder(config, kind, resume)
         self.extra = world.broadcast_value(self.extra)

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from zerokara.core.config import UserError, error_summary, suggest, to_saved
+from zerokara.core.config import UserError, error_summary, flag, suggest, to_saved
 from zerokara.core.file_lock import lock as lock_file
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.programs import command
+from zerokara.core.run_options import HARDWARE_FIELDS
 
 MAX_LISTED = 12  # runs in a message
 MAX_NAME_BYTES = 255  # of a folder on common file systems
@@ -21,6 +22,7 @@ READING_RULES = 2  # version of the rules of reading data sets, see `core.data.r
 EXTRA_MAPPINGS = ("compute", "environment", "backbone", "normalization")  # parts of "extra" that are mappings
 # Files that a run leaves behind which was killed before config.json was written. The folder is free then.
 UNFINISHED = frozenset({"lock", ".config.json.tmp"})
+OPTIONS_OF_A_MACHINE = ("device", "threads", "data_dir", "quiet")  # may differ between the machines of a run
 
 
 def check_name(name: str) -> None:
@@ -35,14 +37,15 @@ def check_name(name: str) -> None:
         raise UserError(f"--name has {len(name.encode())} bytes: use at most {MAX_NAME_BYTES}.")
 
 
-def check_resume(resumes: Sequence[bool]) -> None:
-    """Check that all processes of a run resume it, or none.
+def check_same_options(configs: Sequence[Mapping[str, Any]], resumes: Sequence[bool]) -> None:
+    """Check that all processes of a run have the same options; some may depend on the machine.
 
     Args:
+        configs: options of a process by name, by rank.
         resumes: True if a process resumes the run, by rank.
 
     Raises:
-        UserError: some do, and others do not. They would not make the same calls, and wait for each other.
+        UserError: they have not. They would not train the same network, or wait for each other.
     """
     if any(resumes) and not all(resumes):
         raise UserError(
@@ -50,6 +53,16 @@ def check_resume(resumes: Sequence[bool]) -> None:
             f"as process {resumes.index(False)}): give --resume on every machine, or on none. If torchrun has "
             f"restarted the processes of some machines only, give it on every machine."
         )
+    # A resumed run keeps the hardware settings that a machine has.
+    own = {*OPTIONS_OF_A_MACHINE, *(HARDWARE_FIELDS if all(resumes) else ())}
+    for name in sorted({*configs[0]} - own, key=lambda name: name == "name"):  # other options make the default name
+        values = [config.get(name) for config in configs]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            raise UserError(
+                f"The processes of this run have different options: {flag(name)} is {values[0]} in process 0 and "
+                f"{values[other]} in process {other}. Type the same command on every machine."
+            )
 
 
 def lock_folder(folder: Path, *, resume: bool, remedy: str) -> IO[str]:

@@ -235,7 +235,7 @@ def test_a_run_that_a_signal_interrupts_is_tracked_as_killed(tmp_path: Path, mon
 
 
 RESUMES = """
-import os, sys
+import json, os, sys
 from dataclasses import dataclass
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
@@ -247,7 +247,10 @@ class Config(RunOptions):
     name: str = "a"
 
 def main():
-    with open_run(Config(resume=os.environ["RANK"] in sys.argv[1]), "kind", World.from_env("cpu")) as run:
+    rank = int(os.environ["RANK"])
+    own = {name: values[rank] for name, values in json.loads(sys.argv[2]).items()} if len(sys.argv) > 2 else {}
+    config = Config(resume=str(rank) in sys.argv[1], **own)
+    with open_run(config, "kind", World.from_env("cpu")) as run:
         run.close()
 
 run_main(main)
@@ -268,3 +271,27 @@ def test_processes_with_and_without_resume_are_refused(tmp_path: Path, resuming:
     assert run_processes(tmp_path, 2, "-c", RESUMES, resuming, status=2) == ("", message)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
     run_processes(tmp_path, 2, "-c", RESUMES, "01")
+
+
+@pytest.mark.parametrize(
+    ("own", "flag", "values"),
+    [
+        ({"seed": [1, 2], "name": ["a-1", "a-2"]}, "--seed", "1 in process 0 and 2 in process 1"),
+        ({"name": ["a", "b"]}, "--name", "a in process 0 and b in process 1"),
+        ({"precision": ["auto", "float32"]}, "--precision", "auto in process 0 and float32 in process 1"),
+    ],
+)
+def test_processes_with_different_options_are_refused(
+    tmp_path: Path, own: dict[str, Any], flag: str, values: str
+) -> None:
+    error = (
+        f"error: The processes of this run have different options: {flag} is {values}. Type the same command on every "
+        f"machine.\n"
+    )
+    assert run_processes(tmp_path, 2, "-c", RESUMES, "", json.dumps(own), status=2) == ("", error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_depend_on_the_machine_may_differ(tmp_path: Path) -> None:
+    run_processes(tmp_path, 2, "-c", RESUMES, "", json.dumps({"threads": [1, 2], "quiet": [False, True]}))
+    run_processes(tmp_path, 2, "-c", RESUMES, "01", json.dumps({"precision": ["auto", "float32"]}))
