@@ -126,9 +126,10 @@ def parse(
 def check_command_line(read: Callable[[Sequence[str] | None, str], object], description: str | None) -> None:
     """Read the command line of this process before a program imports PyTorch and its other large libraries.
 
-    Their imports take seconds; `--help` and mistakes are answered without them, and end the process. A training program
-    prints a line, so that its start is seen at once. A program calls this function above its imports, and reads the
-    command line again in `main`:
+    Their imports take seconds; `--help` and mistakes are answered without them, and end the process. A line is printed,
+    so that the start is seen at once: by a training program on stdout, without --quiet; by others on stderr if it is a
+    terminal, because their stdout may hold JSON. A program calls this function above its imports, and reads the command
+    line again in `main`:
 
         if __name__ == "__main__":
             check_command_line(read_config, __doc__)
@@ -141,10 +142,10 @@ def check_command_line(read: Callable[[Sequence[str] | None, str], object], desc
 
     def check() -> None:
         config = read(None, description or "")
-        is_training = hasattr(config, "resume")  # others may print JSON, which another program reads
         is_first_process = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
-        if is_training and not getattr(config, "quiet", False) and is_first_process:
-            print(f"{program()}: loading PyTorch", flush=True)
+        is_training = hasattr(config, "resume")
+        if is_first_process and not getattr(config, "quiet", False) and (is_training or sys.stderr.isatty()):
+            print(f"{program()}: loading PyTorch", file=sys.stdout if is_training else sys.stderr, flush=True)
 
     run_main(check)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.programs import REPO, run_interpreter
 from zerokara.core.backbones.registry import BACKBONES
 from zerokara.core.media import png_bytes
 from zerokara.core.programs import PROGRAMS
@@ -117,6 +119,20 @@ def test_the_first_line_of_training_needs_no_large_library(server: Server, progr
     answer = server.run(tmp_path, *words, lines=1)
     assert answer["output"] == f"python -m {words[0]}: loading PyTorch\n"
     assert large(answer["modules"]) == set()
+
+
+def test_the_first_line_of_other_programs_is_on_a_terminal_and_not_in_their_output(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agents.evaluate", "catch", "--episodes", "1", "--json"]
+    terminal, device = os.openpty()
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=device, text=True) as process:
+        assert process.stdout is not None
+        os.close(device)
+        with os.fdopen(terminal, "rb", buffering=0) as screen:
+            assert screen.readline() == b"python -m agents.evaluate: loading PyTorch\r\n"
+            assert json.loads(process.stdout.read())
+    piped = run_interpreter(tmp_path, *command[1:])
+    assert json.loads(piped.stdout)
+    assert "loading PyTorch" not in piped.stderr
 
 
 @pytest.mark.parametrize("program", COMMANDS)
