@@ -45,7 +45,7 @@ def check_same_options(configs: Sequence[Mapping[str, Any]], resumes: Sequence[b
         resumes: True if a process resumes the run, by rank.
 
     Raises:
-        UserError: they have not. They would not train the same network, or wait for each other.
+        UserError: they do not. They would train different networks, or wait for each other forever.
     """
     if any(resumes) and not all(resumes):
         raise UserError(
@@ -55,7 +55,8 @@ def check_same_options(configs: Sequence[Mapping[str, Any]], resumes: Sequence[b
         )
     # A resumed run keeps the hardware settings that a machine has.
     own = {*OPTIONS_OF_A_MACHINE, *(HARDWARE_FIELDS if all(resumes) else ())}
-    for name in sorted({*configs[0]} - own, key=lambda name: name == "name"):  # other options make the default name
+    names = sorted((name for name in configs[0] if name not in own), key=lambda name: name == "name")
+    for name in names:  # the name of the run last, because the other options make its default
         values = [config.get(name) for config in configs]
         other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
         if other is not None:
