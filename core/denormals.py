@@ -26,7 +26,7 @@ def flush_denormals(threads: int) -> None:
         threads: number of threads that compute, this one included.
     """
     torch.set_flush_denormal(True)
-    path = openmp_library()
+    path = _openmp_library()
     if path is not None and threads > 1:
         function = _FUNCTION(_flush)
         # As a compiler does for "#pragma omp parallel num_threads(threads)": each thread calls the function.
@@ -37,7 +37,7 @@ def _flush(data: int | None) -> None:
     torch.set_flush_denormal(True)
 
 
-def openmp_library() -> Path | None:
+def _openmp_library() -> Path | None:
     """Return the OpenMP library that PyTorch has loaded (GCC's, or Intel's, which has the same function)."""
     if sys.platform != "linux":
         return None

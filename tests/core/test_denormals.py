@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import REPO, run_interpreter
+
 # An operation before the settings are applied starts the threads with other ones, as the timing of candidates does.
 PROGRAM = """
 import torch
@@ -30,6 +29,5 @@ print(before, count())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the OpenMP library by /proc/self/maps")
 def test_denormal_numbers_are_flushed_in_both_threads() -> None:
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[524288, 524288] [0, 0]"
+    done = run_interpreter(REPO, "-c", PROGRAM)
+    assert (done.returncode, done.stdout.strip()) == (0, "[524288, 524288] [0, 0]"), done.stderr
