@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from zerokara.agents.benchmarking.atari_scores import human_normalized, reference_scores
-from zerokara.agents.configs.common import ProtocolName
+from zerokara.agents.configs.common import ATARI_FIELDS, ProtocolName
 from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
 from zerokara.agents.viewing.choices import Which
 from zerokara.core.command_line import check_command_line, parse
@@ -63,7 +63,8 @@ class Options:
     which: Which = "best"
     """Weights of a run: those of its best evaluation, or of its last checkpoint."""
     protocol: ProtocolName | None = None
-    """Evaluation protocol (agents/configs/protocols.py); None: the settings of the run."""
+    """Evaluation protocol (agents/configs/protocols.py); None: the settings of the run. No-ops and FIRE that the run
+    itself sets are kept."""
     episodes: Annotated[int | None, Range(1, 100_000)] = None
     """Complete episodes of each agent; None: value of the protocol, or 30."""
     num_envs: Annotated[int, Range(0, 1024)] = 0
@@ -89,6 +90,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from zerokara import envs
 from zerokara.agents.training.evaluation import Scores, evaluate, parallel_episodes
 from zerokara.agents.viewing.loading import Agent, evaluation_seed, find_agent, load_agent
 from zerokara.core.report import numbered, run_folders, table_console, tables_within, to_json, write_json
@@ -214,6 +216,10 @@ def format_protocol(result: Mapping[str, Any]) -> list[str]:
     if protocol["name"] is not None:
         rules = PROTOCOLS[protocol["name"]]
         lines.append(f"  protocol {protocol['name']}: {rules.source}; score: {rules.score}")
+        usual = envs.PROTOCOLS[protocol["name"]]
+        own = [f"{key} {v}" for key, v in protocol["settings"].items() if key in ATARI_FIELDS and v != usual[key]]
+        if own:
+            lines.append(f"  set by the run, unlike the protocol: {', '.join(own)}")
     return lines
 
 

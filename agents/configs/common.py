@@ -176,20 +176,13 @@ class Settings(RunOptions):
         """Return a copy with the environment settings of a protocol.
 
         Environments other than Atari have no protocols, so their config is returned unchanged. The action space is
-        kept, since the network has one output for each action.
+        kept, since the network has one output for each action. What the run itself sets for the start of an episode and
+        for lost lives (`noop_max`, `fire_reset`, `fire_after_life_loss`) is kept, too, as in a training with
+        --protocol: an agent for which FIRE was pressed has not learned to press it.
         """
         if not self.is_atari:
             return self
-        own: dict[str, Any] = dict.fromkeys(
-            (
-                "repeat_action_probability",
-                "noop_max",
-                "fire_reset",
-                "fire_after_life_loss",
-                "frame_skip",
-                "max_episode_frames",
-            )
-        )
+        own: dict[str, Any] = dict.fromkeys(("repeat_action_probability", "frame_skip", "max_episode_frames"))
         return replace(self, protocol=protocol, **own)
 
     def env_settings(self) -> dict[str, Any]:

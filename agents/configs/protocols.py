@@ -6,8 +6,9 @@
 
 A protocol consists of Atari settings (`envs.PROTOCOLS`), of the metric that is the score of a run, and of overrides of
 config fields. If `--protocol` is given on the command line, its overrides take precedence over the preset, so that
-different presets have the same score. What a preset sets for the start of an episode (the no-ops of btr, FIRE of PQN)
-stays, and benchmarks name it. Without --protocol, a preset is scored as in its paper.
+different presets have the same score. What a preset sets for the start of an episode and for lost lives (the no-ops of
+btr, FIRE of PQN and of streaming) stays, in training as in evaluation; benchmarks and evaluations name it. Without
+--protocol, a preset is scored as in its paper.
 """
 
 from __future__ import annotations

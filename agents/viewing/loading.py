@@ -69,6 +69,8 @@ class Agent(FromSource):
     def make_env(self, num_envs: int, *, render: bool = False, protocol: ProtocolName | None = None) -> envs.VectorEnv:
         """Make the environment of the training, with the same settings or, for Atari, those of a protocol.
 
+        A protocol keeps what the run sets for the start of an episode (`Settings.with_protocol`).
+
         Raises:
             UserError: it cannot be made on this machine, or its actions or observations differ from the training.
         """

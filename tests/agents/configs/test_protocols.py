@@ -10,10 +10,14 @@ import pytest
 
 from zerokara import envs
 from zerokara.agents import evaluate
-from zerokara.agents.configs import dqn, pqn
-from zerokara.agents.configs.common import ProtocolName
+from zerokara.agents.configs import dqn, pqn, stream
+from zerokara.agents.configs.common import ProtocolName, Settings
 from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
-from zerokara.core.config import UserError
+from zerokara.agents.qlearning.agent_file import AgentMetadata
+from zerokara.agents.qlearning.network import make_pqn_network
+from zerokara.core.config import UserError, to_saved
+
+BREAKOUT = "ALE/Breakout-v5"
 
 
 def test_every_protocol_has_environment_settings_and_a_score() -> None:
@@ -82,6 +86,47 @@ def test_another_protocol_keeps_the_observation_and_action_spaces() -> None:
     }
     catch = dqn.read_config(["--env", "zerokara/Catch-v0"])
     assert catch.with_protocol("machado") == catch
+
+
+@pytest.mark.parametrize(
+    ("config", "own"),
+    [
+        (pqn.read_config(["--env", BREAKOUT]), {"fire_reset": True, "fire_after_life_loss": True}),
+        (stream.read_config(["--env", BREAKOUT]), {"fire_reset": True}),
+        (dqn.read_config(["--env", BREAKOUT, "--preset", "btr"]), {"noop_max": 30}),
+        (dqn.read_config(["--env", BREAKOUT, "--preset", "rainbow"]), {}),
+    ],
+    ids=["pqn", "stream", "btr", "rainbow"],
+)
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_another_protocol_keeps_what_a_preset_sets_for_the_start_of_an_episode(
+    config: Settings, own: dict[str, object], protocol: ProtocolName
+) -> None:
+    """As training with --protocol does."""
+    settings = config.with_protocol(protocol).env_settings()
+    kept = {key: settings[key] for key in ("noop_max", "fire_reset", "fire_after_life_loss") if key in settings}
+    assert (settings["protocol"], kept) == (protocol, own)
+
+
+def test_evaluation_with_a_protocol_presses_fire_as_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = pqn.read_config(["--env", BREAKOUT, "--width-multiplier", "0.25", "--hidden-units", "8"])
+    network = make_pqn_network(config, config.obs_shape, 4)
+    AgentMetadata(algorithm="pqn", config=to_saved(config), num_actions=4, step=7).save(
+        tmp_path / "paddle.safetensors", network.state_dict()
+    )
+    words = ("paddle.safetensors", "--episodes", "2", "--max-steps", "3", "--device", "cpu", "--threads", "1")
+    evaluate.main([*words, "--protocol", "machado"])
+    (path,) = Path("runs/outputs-paddle").glob("*.json")
+    settings = json.loads(path.read_text())["protocol"]["settings"]
+    assert (settings["fire_reset"], settings["fire_after_life_loss"]) == (True, True)
+    assert (settings["noop_max"], settings["repeat_action_probability"]) == (0, 0.25)
+    line = "set by the run, unlike the protocol: "
+    assert f"{line}fire_reset True, fire_after_life_loss True\n" in capsys.readouterr().out
+    evaluate.main(words)
+    assert line not in capsys.readouterr().out
 
 
 def test_evaluation_with_a_protocol(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

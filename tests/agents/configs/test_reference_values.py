@@ -392,7 +392,7 @@ def test_pqn_presses_fire_in_atari_games_only(preset: str) -> None:
 def test_btr_has_no_ops_beside_sticky_actions() -> None:
     config = config_of("btr")
     assert (config.protocol, config.noop_max) == ("machado", 30)
-    assert config.with_protocol("machado").noop_max is None
+    assert config.with_protocol("machado").noop_max == 30
 
 
 @pytest.mark.parametrize(
