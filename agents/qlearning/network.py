@@ -230,11 +230,12 @@ class RecurrentNetwork(QNetwork):
     lstm: nn.LSTMCell
 
     def add_lstm(self, units: int) -> None:
-        """Add the LSTM, with orthogonal weights and zero biases as in CleanRL, and outputs for its units."""
+        """Add the LSTM, with orthogonal weights as in CleanRL, and outputs for its units; biases are 0."""
         self.lstm = nn.LSTMCell(self._out.in_features, units)
         for parameter in self.lstm.parameters():
             nn.init.orthogonal_(parameter) if parameter.ndim == 2 else nn.init.zeros_(parameter)
         self.advantage[-1] = nn.Linear(units, self._out.out_features)
+        nn.init.zeros_(self._out.bias)
 
     @property
     def _out(self) -> nn.Linear:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -96,7 +96,8 @@ def test_initialization() -> None:
     for name in ("weight_ih", "weight_hh"):  # (4 U, U): orthonormal columns
         weight = network.lstm.get_parameter(name).detach()
         torch.testing.assert_close(weight.T @ weight, torch.eye(64), rtol=1e-4, atol=1e-4)
-    assert not network.lstm.get_parameter("bias_ih").any()
+    for bias in (network.lstm.bias_ih, network.lstm.bias_hh, network.advantage[-1].bias):
+        assert not cast(Tensor, bias).any()
     assert float(network.advantage[-1].get_parameter("weight").detach().std()) == pytest.approx(1 / 8, rel=0.2)
 
 

@@ -105,6 +105,16 @@ def test_number_of_parameters_of_pqn() -> None:
     assert count(make_pqn_network(pqn.Config(), OBS, 6)) == 1_688_550
 
 
+def test_number_of_parameters_of_pqn_with_an_lstm() -> None:
+    """6 actions, one frame. CleanRL normalizes a layer as a whole, with weights for each pixel; here by channel."""
+    lstm = 4 * 128 * (512 + 128) + 2 * 4 * 128  # input and recurrent weights, two biases, of four gates
+    others = conv(1, 32, 8) + conv(32, 64, 4) + conv(64, 64, 3) + HIDDEN + 2 * 512 + lstm + dense(128, 6)
+    per_pixel, per_channel = (2 * (32 * a + 64 * b + 64 * c) for a, b, c in ((20**2, 9**2, 7**2), (1, 1, 1)))
+    assert others + per_pixel == 2_050_726
+    config = pqn.Config(**{**PQN_PRESETS["lstm"], "preset": "lstm"})
+    assert count(make_pqn_network(config, (1, 84, 84), 6)) == others + per_channel == 2_008_806
+
+
 def test_maps_of_dopamine() -> None:
     backbone = network_of("dopamine").backbone
     assert backbone.stage_shapes == [(32, 21, 21), (64, 11, 11), (64, 11, 11)]
