@@ -123,13 +123,16 @@ DEVIATIONS = (
     "scores average 30 complete episodes, one in each environment, so that short episodes are not overrepresented",
     "a truncated episode bootstraps from its last observation; the published code treats it as terminal",
     "a reset is FIRE, then no-ops, and after a lost life FIRE lasts a step; EnvPool has no-ops, then a frame of FIRE",
+    "ale-py draws 0 to 29 no-ops, 0 twice as often, without FIRE 0 to 30; EnvPool 0 to 29, without FIRE 1 to 30",
     "frame stacks begin with zeros; EnvPool fills them with the first frame",
     "LayerNorm of the hidden layer has an epsilon of 1e-5, the default of PyTorch; flax has 1e-6",
 )
 LSTM_DEVIATIONS = (
-    *DEVIATIONS[:3],
+    *DEVIATIONS[:4],
     "a lost life ends the return, but the LSTM remembers; CleanRL resets its state, as at the end of an episode",
-    "convolutions are initialized as by He and normalized over channels; CleanRL: orthogonal, over the whole layer",
+    "convolutions and hidden layer are initialized as by He, outputs by 1/sqrt(128); CleanRL: orthogonal, by sqrt(2)",
+    "convolutions are normalized over channels, with an epsilon of 1e-6; CleanRL: over the whole layer, with 1e-5",
+    "epsilon of the exploration is constant during a rollout; CleanRL decreases it after each step",
     "the learning rate ends at 1e-8 instead of 0, and it decreases from the first rollout on instead of the second",
 )
 

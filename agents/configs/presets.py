@@ -226,63 +226,81 @@ _BIAS = "every action has its own bias in the last layer, as in all other preset
 _GRADIENTS = "gradients are averaged over the batch instead of summed, and the epsilon of RMSProp is scaled to match"
 _FRACTIONS = "actions are selected with evenly spaced instead of sampled quantile fractions: same mean, no variance"
 _DUEL = "the online network uses the same noise to select the next action and to predict, which saves a forward pass"
-_FRAMES = "ale-py scales frames by area averaging instead of linearly, and draws 0 to 30 no-ops instead of 1 to 30"
-_FRAMES_29 = _FRAMES.replace("1 to 30", "0 to 29")
+_FRAMES = "ale-py scales frames by area averaging instead of linearly"
+_NOOPS = "ale-py draws 0 to 30 no-ops instead of 1 to 30"
+_NOOPS_29 = "ale-py draws 0 to 30 no-ops instead of 0 to 29"
 _CLIPPING = "gradients are not clipped, as in the paper; DQN Zoo clips them to norm 10"
+_STRATA = "batches are stratified over the top level of the sum tree only, which works alike for all buffer sizes"
+_TRUNCATION = "a truncated episode bootstraps from its last observation; Kaixhin's code stores it as terminal"
 _SIGMA = "noise in biases starts at sigma / sqrt(inputs), as in DQN Zoo; Kaixhin's code divides by sqrt(outputs)"
 
 DEVIATIONS: Mapping[str, tuple[str, ...]] = {
     "nature": (
         _SCORES,
         _FRAMES,
+        _NOOPS,
         _GRADIENTS,
         "the target network is copied every 10,000 steps, as in the published code; the paper's table counts updates",
         "the first convolution has no padding, as in the paper; the published code pads it by 1",
     ),
     "dopamine": (_SCORES,),
-    "double": (_SCORES, _STARTS, _FRAMES, _BIAS, _GRADIENTS),
-    "dueling": (_SCORES, _STARTS, _FRAMES, _BIAS, _GRADIENTS),
+    "double": (_SCORES, _STARTS, _FRAMES, _NOOPS, _BIAS, _GRADIENTS),
+    "dueling": (_SCORES, _STARTS, _FRAMES, _NOOPS, _BIAS, _GRADIENTS),
     "prioritized": (
         _SCORES,
         _STARTS,
         _FRAMES,
+        _NOOPS,
         _BIAS,
         _GRADIENTS,
-        "batches are stratified over the top level of the sum tree only, which works alike for all buffer sizes",
+        _STRATA,
         "the clipping after the weight and the 0.1% of uniform samples are those of DQN Zoo, not of the paper",
     ),
-    "c51": (_SCORES, _FRAMES, _CLIPPING),
-    "qr": (_SCORES, _FRAMES, _CLIPPING, "there are 200 quantiles, as in the paper; DQN Zoo has 201"),
+    "c51": (_SCORES, _FRAMES, _NOOPS, _CLIPPING),
+    "qr": (_SCORES, _FRAMES, _NOOPS, _CLIPPING, "there are 200 quantiles, as in the paper; DQN Zoo has 201"),
     "iqn": (
         _SCORES,
         _FRAMES,
+        _NOOPS,
         _FRACTIONS,
         "cosines begin with i = 1, and learning after 20,000 steps, as in DQN Zoo; the equation of the paper has i = 0",
     ),
     "rainbow": (
         _SCORES,
         _FRAMES,
+        _NOOPS,
         _DUEL,
         _SIGMA,
+        _STRATA,
+        _TRUNCATION,
         "gradients are clipped to norm 10, as in later code of the authors; the table of the paper does not mention it",
         "priorities are the cross-entropy, as in DQN Zoo and Kaixhin's code; paper and rlpyt: KL (--per-priority kl)",
         "no samples are drawn uniformly, as in the paper; DQN Zoo draws 0.1% (--per-uniform-fraction 0.001)",
     ),
-    "munchausen": (_SCORES,),
+    "munchausen": (
+        _SCORES,
+        "epsilon of Adam is added after the bias correction; TensorFlow adds it before: 31.6 times as much at first",
+    ),
     "btr": (
         _SCORES,
+        _NOOPS,
         _FRACTIONS,
         "log-probabilities are the target network's, as in the M-DQN paper; the published code uses the online network",
         "a truncated episode bootstraps from its last observation; the published code stores it as terminal",
+        _STRATA,
         "a batch is sampled from all 64 environments; the published code samples it from the buffer of one of them",
+        "an update draws noise for both networks; in the published code the online one keeps that of the last action",
         "priorities are means over both quantile axes; the published code sums over one, which multiplies them by 8",
         "weights are not decayed and a lost life is not terminal, as in the later version of the published code",
     ),
     "data-efficient": (
         _SCORES,
-        _FRAMES_29,
+        _FRAMES,
+        _NOOPS_29,
         _DUEL,
         _SIGMA,
+        _STRATA,
+        _TRUNCATION,
         "convolutions are padded: otherwise they ignore the last 9 rows and columns, where Pong has the agent's paddle",
         "priorities are the cross-entropy, as in Kaixhin's code; Rainbow's paper and rlpyt: KL (--per-priority kl)",
     ),

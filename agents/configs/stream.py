@@ -153,6 +153,7 @@ DEVIATIONS = (
     "all-black frames become zeros, as those before the start of an episode; the published code normalizes them",
     "a truncated episode bootstraps and ends the traces; the published code does one or the other, by environment",
     "a reset is FIRE, then no-ops; the published code has no-ops, then FIRE and the third action",
+    "ale-py draws 0 to 29 no-ops, 0 twice as often, and without FIRE 0 to 30; the published code draws 1 to 30",
 )
 
 KIND = "stream"

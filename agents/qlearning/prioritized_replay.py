@@ -139,7 +139,8 @@ class PrioritizedReplay(Replay):
         """
         depth = len(self.tree.levels)
         uniform_DB = torch.rand((depth, batch_size), generator=self.generator, device=self.device)
-        # Stratified: one sample from each of B equal parts of the total priority, as in the paper (appendix B.2.1).
+        # Stratified over the children of the root: each gets its fraction of the batch within one sample at either end.
+        # Below the root the numbers are independent; in the paper (appendix B.2.1) B parts of the total are equal.
         uniform_DB[0] = (uniform_DB[0] + torch.arange(batch_size, device=self.device)) / batch_size
         row_B = self.tree.sample(uniform_DB).clamp(max=self.num_envs * self.slots - 1)
         if self.uniform_fraction:

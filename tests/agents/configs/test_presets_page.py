@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from zerokara import envs
 from zerokara.agents.configs import pqn, stream
+from zerokara.agents.configs.common import Settings
 from zerokara.agents.configs.dqn import PRESETS, Config
 from zerokara.agents.configs.presets import PAPER_PRESETS
 
@@ -138,8 +140,36 @@ def test_rows_of_all_presets() -> None:
         for setting, (_, there, here, equal) in rows(ALL).items():
             if setting.startswith("`") and setting not in excepted:
                 assert there == here == shown(getattr(config, setting.strip("`"))), (name, setting)
-            if equal.startswith("no") and not (config.protocol == "machado" and "without sticky actions" in setting):
+            if equal.startswith("no") and not (noops(config) == 0 and setting.startswith("no-ops")):
                 assert is_printed(equal, config), (name, setting)
+
+
+def noops(config: Settings) -> int:
+    """Return the maximum number of no-ops at a reset of an Atari game."""
+    maximum = {**envs.PROTOCOLS[config.protocol], **config.env_settings()}["noop_max"]
+    assert isinstance(maximum, int)
+    return maximum
+
+
+CONFIGS: Mapping[str, Settings] = {
+    **{name: Config(**{**values, "preset": name}) for name, values in PAPER_PRESETS.items()},
+    **{f"pqn {name}": pqn.Config(**{**values, "preset": name}) for name, values in pqn.PRESETS.items()},
+    "stream": stream.Config(**stream.PRESETS["paper"]),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_presets_with_no_ops_print_how_many_are_drawn(config: Settings) -> None:
+    assert any(" no-ops" in text and "ale-py draws" in text for text in config.deviations) == (noops(config) > 0)
+
+
+def test_presets_without_no_ops() -> None:
+    assert [name for name, config in CONFIGS.items() if noops(config) == 0] == ["dopamine", "munchausen"]
+
+
+def test_presets_with_priorities_print_that_batches_are_stratified_in_part() -> None:
+    stratified = [name for name in PAPER_PRESETS if any("stratified" in text for text in CONFIGS[name].deviations)]
+    assert stratified == [name for name, values in PAPER_PRESETS.items() if values.get("per_alpha")]
 
 
 def test_table_of_pqn() -> None:
