@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from zerokara.agents.benchmarking.atari_scores import SCORES
@@ -60,3 +62,13 @@ def test_equal_scores_by_hand(name: str, total: float) -> None:
     regression = REGRESSIONS[name]
     assert sum(regression.coefficients.values()) == pytest.approx(total, abs=1e-6)
     assert regression.predict(dict.fromkeys(SETS[name], 0.99)) == pytest.approx((100**total - 1) / 100, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_page_has_the_coefficients_and_the_error(name: str) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "benchmark.md").read_text("utf-8")
+    section = page.partition("| | coefficients | error |\n")[2]
+    _, _, coefficients, error, _ = next(line for line in section.splitlines() if f"`{name}`" in line).split("|")
+    listed = {game: float(value) for game, value in (word.split() for word in coefficients.split(","))}
+    assert listed == {game: round(value, 5) for game, value in REGRESSIONS[name].coefficients.items()}
+    assert error.strip() == f"{REGRESSIONS[name].error:.1%}"

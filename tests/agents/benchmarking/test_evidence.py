@@ -314,3 +314,13 @@ def test_results_are_read_in_order(tmp_path: Path) -> None:
         ("ALE/Pong-v5", 2),
     ]
     assert read[2] == PONG
+
+
+def test_the_page_is_made_of_the_committed_files(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    page = tmp_path / "evidence.md"
+    page.write_bytes((docs / "evidence.md").read_bytes())
+    results = ResultsFolder(docs / "results" / "agents", (), "nature", 1).read()
+    assert results
+    write_page(page, results)
+    assert page.read_text("utf-8") == (docs / "evidence.md").read_text("utf-8"), "write it with the command on the page"
