@@ -273,7 +273,7 @@ def quality(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, A
 
 
 def refuse_own_files(config: Config) -> None:
-    """Refuse pictures of one's own, if a run would choose image size, background, held-out images or augmentation.
+    """Refuse pictures of one's own, if a run would choose a setting of its own, such as the image size.
 
     The tutorial, and the real images of the comparison, would be without these choices.
 
@@ -284,6 +284,7 @@ def refuse_own_files(config: Config) -> None:
         return
     chosen = {
         "--image-size": not config.image_size,
+        "--grayscale or --no-grayscale": config.grayscale is None,
         "--background": config.background == "auto",
         "--held-out-images": not config.held_out_images,
         "--no-augment-few-images": config.augment_few_images and not (config.diffaugment or config.ada),

@@ -58,7 +58,12 @@ class Config(BatchNormOptions):
         "diffaugment_version": "0.1",
         "augment_few_images": False,
     }
-    CHOSEN_AT_START: ClassVar[Mapping[str, Any]] = {"image_size": (), "background": "auto", "held_out_images": 0}
+    CHOSEN_AT_START: ClassVar[Mapping[str, Any]] = {
+        "image_size": (),
+        "grayscale": None,
+        "background": "auto",
+        "held_out_images": 0,
+    }
     CHANGEABLE: ClassVar = frozenset({"rollback", "updates", "video_every_updates"})
     ONCE: ClassVar = frozenset({"rollback"})
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
@@ -78,7 +83,8 @@ class Config(BatchNormOptions):
     """Side of the images, or height and width, in pixels (none: no resizing). Pictures of your own are resized to 64
     pixels by default, or to 32 if most are smaller, unless all have one size of 28 to 64 pixels."""
     grayscale: bool | None = None
-    """Convert images to grayscale (None: keep the data's channels). Frames of an environment are grayscale."""
+    """Convert images to grayscale (None: keep the data's channels). Frames of an environment are grayscale. Pictures of
+    your own are if red, green and blue are equal in all of them."""
     background: Background = "auto"
     """Color behind transparent pixels (auto: contrasting). It is one for all pictures of a run: black if more of them
     are nearly white than nearly black, else white."""

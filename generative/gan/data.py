@@ -70,7 +70,8 @@ class Data:
             return config, cls.load(config, progress)
         config, before = own_defaults.for_reading(config, progress)
         images, messages = load_split(config, "train", progress)
-        data = cls._held_out_of(config, images, messages, own_defaults.held_out_images, progress)
+        config, images, channels = own_defaults.for_channels(config, images)
+        data = cls._held_out_of(config, images, [*messages, *channels], own_defaults.held_out_images, progress)
         config, after = own_defaults.for_training(config, len(data.train), len(data.held_out))
         return config, replace(data, messages=(*before, *data.messages, *after))
 
@@ -278,7 +279,7 @@ def _audited(
         )
     color = any(image.shape[2] == 3 for image in decoded)
     if color and (gray := sum(image.shape[2] == 1 for image in decoded)):
-        audit.converted["grayscale images among color images, repeated in three channels"] = gray
+        audit.converted["of one channel, repeated in three, because others have three"] = gray
     images_NHWC = np.stack([convert_channels(image, False) if color else image for image in decoded])
     classes = tuple(sorted(set(labels)))
     source = f"{path.stem} ({split}), {layout} in {path}"

@@ -1,9 +1,9 @@
-"""Defaults for pictures of one's own: image size, background, number of held-out images, and augmentation.
+"""Defaults for pictures of one's own: size, background, channels, number of held-out images, and augmentation.
 
 They are chosen when a run starts, from the files of its training images, and saved with its config. Each is printed
 with the option that takes its place.
 
-Shapes: H, W pixels.
+Shapes: N images, C channels, H, W pixels.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from zerokara.core.data import DATASETS, Progress
+from zerokara.core.data import DATASETS, ImageSet, Progress
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.backgrounds import choose_background, describe_background
+from zerokara.core.data.image_files import convert_image_set
 from zerokara.core.data.survey import Survey, survey
 from zerokara.generative.gan.config import FRAMES, Config
 from zerokara.generative.gan.image_members import MIN_READABLE_SIDE, MIN_SIDE, open_members
@@ -103,6 +104,22 @@ def _describe_size(sizes: Counter[tuple[int, int]], chosen: tuple[int, ...]) -> 
 
 def _area(size: tuple[int, int]) -> int:
     return size[0] * size[1]
+
+
+def for_channels(config: Config, images: ImageSet) -> tuple[Config, ImageSet, list[str]]:
+    """Choose the number of channels of a new run: one if red, green and blue are equal in all images.
+
+    Returns:
+        The config; the images (N, C, H, W), with one channel if it was chosen; and lines about the choice.
+    """
+    first_NHW, *others = images.images.unbind(1)
+    if config.grayscale is not None or not others or not all(first_NHW.equal(other_NHW) for other_NHW in others):
+        return config, images, []
+    line = (
+        f"{config.data}: red, green and blue are equal in all images, so they are converted to grayscale; "
+        f"--no-grayscale keeps three channels."
+    )
+    return replace(config, grayscale=True), convert_image_set(images, None, True), [line]
 
 
 def for_training(config: Config, train: int, held_out: int) -> tuple[Config, list[str]]:

@@ -296,7 +296,10 @@ def test_an_evaluation_just_before_the_end_counts(training: type[Training], monk
 def test_pictures_of_ones_own_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their runs have settings that the tutorial, and the images of the comparison, would not have."""
     use_random_weights(monkeypatch)
-    message = r"is a path, and .*: give --image-size, --background, --held-out-images, --no-augment-few-images\.$"
+    message = (
+        r"is a path, and .*: give --image-size, --grayscale or --no-grayscale, --background, --held-out-images, "
+        r"--no-augment-few-images\.$"
+    )
     for command in ("recipes", "tutorial"):
         with pytest.raises(UserError, match=message):
             clock.main([command, "--data", str(tmp_path)])
@@ -311,7 +314,7 @@ def test_pictures_of_ones_own_need_all_that_a_run_would_choose(name: str, tmp_pa
         pixels = random.integers(256, size=(36, 32 + index % 3, 4), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index:02}.png")
     arguments = SimpleNamespace(data=str(tmp_path), image_size=32, minutes=1.0)
-    given = ["--background", "white", "--held-out-images", "10", "--batch-size", "16"]
+    given = ["--no-grayscale", "--background", "white", "--held-out-images", "10", "--batch-size", "16"]
     if name == "fast":
         with pytest.raises(UserError, match=r"give --no-augment-few-images\.$"):
             clock.Recipe(name, arguments, given)  # type: ignore[arg-type]

@@ -111,7 +111,7 @@ def test_other_modes_are_converted_and_counted(folder: Path, mode: str, suffix: 
     assert message in converted
     color = mode in ("P", "RGBA", "CMYK")
     assert data.train.shape[0] == (3 if color else 1)
-    assert ("grayscale images among color images" in converted) == color
+    assert ("of one channel, repeated in three" in converted) == color
 
 
 def test_16_bits_become_8(folder: Path) -> None:

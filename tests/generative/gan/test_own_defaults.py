@@ -1,4 +1,4 @@
-"""Tests of the defaults for pictures of one's own: image size, background, held-out images and augmentation."""
+"""Tests of the defaults for pictures of one's own: size, background, channels, held-out images and augmentation."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_pictures_of_a_phone_are_turned_before_their_sizes_are_compared(tmp_path
             Image.new("RGB", (60, 40)).save(tmp_path / f"{index:03}.jpg", exif=exif)
     settings, data = Data.load_with_defaults(config(tmp_path))
     assert settings.image_size == ()
-    assert data.train.shape == (3, 60, 40)
+    assert data.train.shape == (1, 60, 40)
 
 
 def test_images_without_a_size_are_named_when_they_are_read(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_with_a_size_only_files_that_may_have_transparency_are_read(
 
     monkeypatch.setattr(survey, "read_size", read)
     settings, data = Data.load_with_defaults(config(tmp_path, "--image-size", "32"))
-    assert (settings.background, data.train.shape) == ("black", (3, 32, 32))
+    assert (settings.background, data.train.shape) == ("black", (1, 32, 32))
     assert {name.partition(" ")[0][-4:] for name in seen} == {".png"}
     seen.clear()
     Data.load_with_defaults(config(tmp_path))
@@ -395,3 +395,38 @@ def test_pictures_of_a_phone_with_transparency_and_of_any_size(tmp_path: Path) -
     assert 0 < turned.sum() < len(everything)
     assert (everything[turned][:, 0, :8] < 40).all(), "the upper half of the turned photographs is black"
     assert any("with a palette" in message for message in data.messages)
+
+
+# ---- channels
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+def test_black_and_white_pictures_are_trained_in_one_channel(mode: str, tmp_path: Path) -> None:
+    """Drawings are often saved in color. Some of these have one channel as a file."""
+    for index in range(100):
+        gray = Image.fromarray(np.random.default_rng(index).integers(0, 256, (70, 75), np.uint8))
+        gray.convert(mode if index % 3 else "L").save(tmp_path / f"{index:03}.png")
+    asked = config(tmp_path)
+    settings, data = Data.load_with_defaults(asked)
+    assert data.train.shape == data.held_out.shape == (1, 64, 64)
+    line = "red, green and blue are equal in all images, so they are converted to grayscale; --no-grayscale keeps"
+    assert sum(line in message for message in data.messages) == (mode != "L")
+    assert settings.grayscale == (None if mode == "L" else True)
+    again = Data.load(settings)
+    assert torch.equal(again.train.images, data.train.images), "the saved config gives the same images"
+    kept, data = Data.load_with_defaults(config(tmp_path, "--no-grayscale"))
+    assert (kept.grayscale, data.train.shape) == (False, (3, 64, 64))
+    settings, data = Data.load_with_defaults(dataclasses.replace(asked, resume=True))
+    assert settings.grayscale is None
+    assert data.train.shape[0] == (1 if mode == "L" else 3), "a run of an older release keeps its channels"
+
+
+@pytest.mark.parametrize("channel", [1, 2])
+def test_one_colored_pixel_is_color(channel: int, tmp_path: Path) -> None:
+    write_noise(tmp_path, (32, 32))
+    pixels = np.full((32, 32, 3), 128, np.uint8)
+    pixels[3, 5, channel] = 129
+    Image.fromarray(pixels).save(tmp_path / "042.png")
+    settings, data = Data.load_with_defaults(config(tmp_path))
+    assert (settings.grayscale, data.train.shape) == (None, (3, 32, 32))
+    assert not any("--no-grayscale" in message for message in data.messages)
