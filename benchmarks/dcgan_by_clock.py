@@ -19,19 +19,21 @@ should be from .95 to 1.05; otherwise something else used the machine. All is sa
 
 `tutorial` trains a recipe first and then the tutorial for as many seconds as that took, for every seed, with the same
 threads and training images. zerokara's seconds are those of its run's clock, which counts evaluations and checkpoints;
-the tutorial's count its updates only. Both are compared with test images; the floor is that of training images. Frames
+the tutorial's count its updates only. Both are compared with test images; the floor, in the protocol, is that of
+training images. The result of each seed, with the protocol, is saved in runs/<prefix>-<seed>-<images>.json. Frames
 of an environment are recorded anew for each seed; those that images are compared with are the same for all. The
 tutorial samples in training mode; here also in evaluation mode, and the smaller distance counts. A class-conditional
 generator is compared with the tutorial's, which has no classes: say so beside the result. `by_classifier` has the
 metrics of generative.metrics, in the features of the zoo's classifier: with --conditional also the accuracy, the
-fraction of images that it assigns to the class they were generated for.
+fraction of images that it assigns to the class they were generated for; floor_accuracy is that of the real images.
 
 last_over_best is the FD-Lite0 of the last generator over that of the best one, on test images. The best one was
 selected by another distance to held-out images, so it can be below 1; held_out_last_over_best is by that distance.
 
 `mnist` measures from the start of the command: the seconds until the first evaluation in which at least 80% of the
 generated images are classified with probability .9 or more, and, class-conditional, the FCD to the test images of the
-last generator of a command that takes --minutes (5). Its runs cannot continue after an interruption.
+last generator of a command that takes --minutes (5). held_out_last_over_best is that of the class-conditional run,
+confident_held_out_last_over_best that of the other one. Its runs cannot continue after an interruption.
 """
 
 from __future__ import annotations
@@ -50,34 +52,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.dcgan_against_tutorial import (
     BATCH,
-    SAMPLE_SEED,
     make_tutorial,
-    order,
     refuse_own_files,
     run_ours,
     train_tutorial,
 )
 from benchmarks.dcgan_recipes import RECIPES
+from benchmarks.dcgan_scores import PROGRAM, Score, classifier_scores
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, run_main
-from zerokara.core.data import ImageSet
 from zerokara.core.machine import describe_machine
 from zerokara.core.models import lite0
-from zerokara.core.progress import Progress
 from zerokara.core.report import read_json, write_json
 from zerokara.core.run_folder import read_config
-from zerokara.generative import metrics
-from zerokara.generative.gan import finished
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.data import Data, load_split
-from zerokara.generative.gan.sampler import Sampler
-from zerokara.generative.scoring.lite0 import NAME, Lite0
+from zerokara.generative.scoring.lite0 import NAME, refuse_biased
 
-PROGRAM = "benchmarks.dcgan_by_clock"
 EVALUATIONS = 6  # of every run, at most: the time for updates does not depend on the speed of a recipe
 SPEED_UPDATES, SPEED_LOG_UPDATES = 600, 50  # of the run that measures the speed
 RESULTS = ("ratio_last", "ratio_best", "last_over_best", "held_out_last_over_best", "fraction_of_budget")
@@ -86,7 +80,6 @@ CONFIDENT = 0.8  # fraction of confidently classified images that `mnist` waits 
 CONFIDENT_SCHEDULE = ("--updates", "2000", "--eval-every-updates", "250")
 POLL_SECONDS = 0.1
 WHICH = ("last", "best")  # generators of a run
-MIN_METRICS_IMAGES = 100  # of generative.metrics
 
 TimedTraining = Callable[[str, Sequence[str]], tuple[Path, float]]
 """Trains or resumes a run with a name and options; returns its folder and the seconds that count."""
@@ -185,48 +178,6 @@ def plan_updates(prefix: str, minutes: float, words: Sequence[str], batch_size: 
     return int(read_json(path, updates=int)["updates"])
 
 
-def classifier_scores(folder: Path, which: str, images: int) -> dict[str, float]:
-    """Compute the metrics of generative.metrics: distances in a classifier's features, confidence, accuracy by class.
-
-    Raises:
-        UserError: see `generative.metrics`.
-    """
-    number = str(max(MIN_METRICS_IMAGES, images))
-    options = parse(metrics.Options, {}, [str(folder), "--which", which, "--images", number], "")
-    sampler = finished.load_sampler(options, PROGRAM)
-    scores = metrics.report(options, sampler, Progress(silent=True))["scores"]
-    return {**scores["painted"], **{f"floor_{name}": value for name, value in scores["floor"].items()}}
-
-
-class Score:
-    """FD-Lite0 to real images.
-
-    Attributes:
-        number: of real images, and of generated ones.
-        protocol: network, preprocessing and real images, as plain values.
-    """
-
-    def __init__(self, real: ImageSet, images: int) -> None:
-        """Extract the features of at most this number of images, chosen at random."""
-        self._network = Lite0(PROGRAM, real.shape[0])
-        self.number = min(images, len(real))
-        self._real = self._network.extract(real.images[order(len(real), SAMPLE_SEED)[: self.number]])
-        self.protocol = {**self._network.protocol, "real": f"{self.number:,} of {real.source}"}
-
-    def __call__(self, images_NCHW: Tensor) -> dict[str, float]:
-        """Compute all distances in these features."""
-        return self._network.compare(self._real, self._network.extract(images_NCHW))
-
-    def of_run(self, folder: Path, which: str) -> dict[str, float]:
-        """Compute the distances of the best or the last generator of a run."""
-        sampler = Sampler.load(folder, which)
-        return self(sampler.generate(sampler.latents(self.number, SAMPLE_SEED), sampler.labels(self.number)))
-
-    def floor(self, train: ImageSet) -> dict[str, float]:
-        """Compute the distances of training images."""
-        return self(train.images[order(len(train), SAMPLE_SEED)[: self.number]])
-
-
 class Recipe:
     """Options of a recipe for some data, how its time is measured, and the names of its runs.
 
@@ -292,8 +243,10 @@ def compare_recipes(arguments: argparse.Namespace, extra_args: Sequence[str]) ->
     """
     lite0.find_weights(PROGRAM)
     recipes = {name: Recipe(name, arguments, extra_args) for name in arguments.recipes}
+    for recipe in recipes.values():
+        refuse_biased({}, recipe.config.pretrained_backbone)
     data = Data.load(next(iter(recipes.values())).config)
-    score = Score(data.held_out, arguments.images)
+    score = Score(data.held_out, "held-out", data.train, arguments.images)
     results = []
     for seed in arguments.seeds:
         for name, recipe in recipes.items():
@@ -305,7 +258,6 @@ def compare_recipes(arguments: argparse.Namespace, extra_args: Sequence[str]) ->
         "protocol": score.protocol,
         "words": {name: recipe.words for name, recipe in recipes.items()},
         "evaluations": EVALUATIONS,
-        "floor": score.floor(data.train),
         "results": results,
     }
 
@@ -319,9 +271,10 @@ def compare_with_tutorial(arguments: argparse.Namespace, extra_args: Sequence[st
     """
     lite0.find_weights(PROGRAM)
     recipe = Recipe(arguments.recipe, arguments, extra_args)
+    refuse_biased({}, recipe.config.pretrained_backbone)
     data = Data.load(recipe.config)
     make_tutorial(data.train.shape, seed=0)  # images that it does not support are refused before an hour of training
-    score = Score(load_split(recipe.config, "test")[0], arguments.images)
+    score = Score(load_split(recipe.config, "test")[0], "test", data.train, arguments.images)
     results = []
     for seed in arguments.seeds:
         results.append(compare_seed(recipe, seed, score))
@@ -333,7 +286,6 @@ def compare_with_tutorial(arguments: argparse.Namespace, extra_args: Sequence[st
         "evaluations": EVALUATIONS,
         "batches": {"ours": recipe.config.batch_size, "tutorial": BATCH},
         "training_images": len(data.train),
-        "floor": score.floor(data.train),
         "seeds": results,
         "worst": {name: max(one[name] for one in results) for name in RESULTS},
     }
@@ -362,6 +314,7 @@ def compare_seed(recipe: Recipe, seed: int, score: Score) -> dict[str, Any]:
     last, best = (found[f"ours_{which}"][NAME] for which in WHICH)
     found |= {"ratio_last": last / smaller, "ratio_best": best / smaller, "last_over_best": last / best}
     found["by_classifier"] = {which: classifier_scores(folder, which, score.number) for which in WHICH}
+    found["protocol"] = score.protocol
     write_json(path, found)
     return found
 
@@ -399,9 +352,11 @@ def measure_mnist_seed(plain: Recipe, by_class: Recipe, seed: int, images: int) 
     words = [*plain.words, *CONFIDENT_SCHEDULE, "--seed", str(seed)]
     folder, _, seconds = watch(f"{plain.prefix}-confident-{seed}", words)
     confident_at = list(zip(seconds, read_metric(folder, "eval/confident"), strict=False))
+    confident_last_over_best = held_out_last_over_best(folder)
     folder, found = by_class.train(seed)
     found["seconds_until_confident"] = next((at for at, confident in confident_at if confident >= CONFIDENT), None)
     found["confident_at_seconds"] = confident_at
+    found["confident_held_out_last_over_best"] = confident_last_over_best
     found["by_classifier"] = classifier_scores(folder, "last", images)
     write_json(path, found)
     return found

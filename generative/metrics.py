@@ -69,14 +69,13 @@ from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.progress import Progress
 from zerokara.core.report import table_console, to_json
-from zerokara.core.zoo import provenance
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.data import Data, load_split
 from zerokara.generative.gan.pictures import displayable
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.distances import frechet_distance, nearest
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor, label_accuracy
-from zerokara.generative.scoring.lite0 import Lite0
+from zerokara.generative.scoring.lite0 import Lite0, refuse_biased
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,10 @@ def load_images(options: Options, sampler: Sampler, progress: Progress) -> Compa
 def measure(
     compared: ComparedImages, extractor: FeatureExtractor, class_names: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
-    """Compute metrics by name, of generated images ("painted") and of training images in their place ("floor")."""
+    """Compute metrics by name, of generated images ("painted") and of training images in their place ("floor").
+
+    The floor of the accuracy is the classifier's accuracy on the real images.
+    """
     real, generated, floor = (
         extractor.extract(images) for images in (compared.real.images, compared.generated, compared.floor.images)
     )
@@ -139,6 +141,8 @@ def measure(
             scores[key][control.name] = frechet_distance(control_real, control.extract(images))
         if compared.label_M is not None and extractor.metadata.classes == class_names:
             scores["painted"]["accuracy"] = label_accuracy(generated, compared.label_M)
+            if compared.real.classes == class_names:  # a folder of test images may lack a class
+                scores["floor"]["accuracy"] = label_accuracy(real, compared.real.labels)
     # Copies are much nearer to training images than real images are. Training images would find themselves.
     train_NF = extractor.extract(compared.train.images).features_NF
     for key, features in (("painted", generated), ("floor", real))[: 1 if compared.split == "train" else 2]:
@@ -226,12 +230,7 @@ def load_lite0(sampler: Sampler) -> Lite0:
             was initialized from its weights.
     """
     lite0 = Lite0("--lite0", sampler.shape[0])
-    origin = provenance.initial_provenance(finished.run_extra(sampler), sampler.config.pretrained_backbone)
-    if lite0.protocol["weights"] in origin:
-        raise UserError(
-            "The discriminator's backbone was initialized from the weights of --lite0, or from weights that were "
-            "trained from these, so its score would be biased: remove --lite0."
-        )
+    refuse_biased(finished.run_extra(sampler), sampler.config.pretrained_backbone)
     return lite0
 
 
@@ -294,7 +293,7 @@ def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
     lines = [
         f"protocol: {protocol['features']}",
         f"{counts}, seed {protocol['seed']}) against {protocol['real']}; {protocol['arithmetic']}",
-        f"floor: {protocol['floor_images']:,} training images in place of generated ones",
+        f"floor: {protocol['floor_images']:,} training images in place of generated ones; for accuracy, real images",
         f"nearest training image: median of {protocol['searched_images']:,} images in {protocol['training_images']:,}",
     ]
     if "inception" in protocol:

@@ -251,7 +251,7 @@ def class_scores(fake: FeatureSet, confidence: float = 0.9) -> dict[str, float]:
     }
 
 
-def label_accuracy(fake: FeatureSet, label_N: Tensor) -> float:
-    """Return the fraction of generated images that the classifier assigns to the label they were generated for."""
-    assert fake.probability_NK is not None, "a random network has no classes"
-    return float((fake.probability_NK.argmax(1) == label_N).double().mean())
+def label_accuracy(images: FeatureSet, label_N: Tensor) -> float:
+    """Return the fraction of images that the classifier assigns to their label, or the one they were generated for."""
+    assert images.probability_NK is not None, "a random network has no classes"
+    return float((images.probability_NK.argmax(1) == label_N).double().mean())

@@ -10,16 +10,39 @@ Shapes: N images, C channels, H, W pixels, F = 1,280 features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from zerokara.core.config import UserError
 from zerokara.core.models import lite0
+from zerokara.core.zoo import provenance
 from zerokara.generative.scoring.distances import Features, compare, frechet_distance
 
 BATCH = 25  # images of each forward pass; rounding in float32 may depend on it, so it is fixed
 NAME = "fd_lite0"  # of the Fréchet distance
 PREFIX = "lite0_"  # of the names of the other metrics
+HASH = lite0.SHA256[:16]
+
+
+def refuse_biased(extra: Mapping[str, Any], pretrained_backbone: str) -> None:
+    """Refuse to score a generator whose discriminator was initialized from the weights of the score.
+
+    Args:
+        extra: `extra` of the run's config.json; {} before the run starts.
+        pretrained_backbone: its --pretrained-backbone; "" if there is none.
+
+    Raises:
+        UserError: the discriminator's backbone was initialized from these weights.
+    """
+    if HASH in provenance.initial_provenance(extra, pretrained_backbone):
+        raise UserError(
+            "The discriminator's backbone was initialized from the weights of FD-Lite0, or from weights that were "
+            "trained from these, so its score would be biased: leave out FD-Lite0, or train from another "
+            "--pretrained-backbone."
+        )
 
 
 class Lite0:
@@ -44,7 +67,7 @@ class Lite0:
         self._backbone = lite0.load(option).backbone
         self.protocol = {
             "package": lite0.PACKAGE,
-            "weights": lite0.SHA256[:16],
+            "weights": HASH,
             "resize": lite0.RESIZE,
             "normalization": "(pixel - 127) / 128",
             "features": f"last feature map, averaged ({lite0.FEATURES} numbers)",

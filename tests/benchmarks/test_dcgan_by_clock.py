@@ -19,13 +19,15 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from benchmarks import dcgan_against_tutorial as tutorial
 from benchmarks import dcgan_by_clock as clock
+from benchmarks import dcgan_scores
 from benchmarks.dcgan_recipes import RECIPES
-from tests.generative.finished_run import TINY
+from tests.generative.finished_run import TINY, make_run
 from tests.random_lite0 import use_random_weights
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet, glyphs
-from zerokara.core.models import lite0
+from zerokara.core.models import lite0, model_file
+from zerokara.core.zoo import provenance
 from zerokara.core.zoo.registry import find_file
 from zerokara.generative import dcgan
 from zerokara.generative.gan.config import PRESETS, Config, read_config
@@ -160,12 +162,19 @@ def test_both_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert by_classifier["accuracy"] == pytest.approx(label_accuracy(generated, labels), abs=0.011)
     assert 0 < by_classifier["floor_fcd"] < by_classifier["fcd"]
     assert result["worst"]["ratio_last"] == found["ratio_last"]
-    assert 0 < result["floor"]["fd_lite0"] < found["ours_last"]["fd_lite0"]
-    assert result["protocol"]["real"].startswith("25 of ")
+    assert by_classifier["protocol"]["classifier"] == model_file.fingerprint(find_file("glyphs"))
+    assert by_classifier["floor_accuracy"] > 0.9
+    protocol = result["protocol"]
+    assert 0 < protocol["floor"]["fd_lite0"] < found["ours_last"]["fd_lite0"]
+    assert (protocol["real"][:6], protocol["split"], protocol["weights"]) == ("25 of ", "test", lite0.SHA256[:16])
+    assert protocol["real_images"] == protocol["generated_images"] == protocol["floor_images"] == 25
+    (saved,) = Path("runs").glob("clock-glyphs-fast-0.05-*-1-25.json")
+    assert json.loads(saved.read_text())["protocol"] == protocol
     assert call("tutorial", "--recipe", "fast")["seeds"] == [found]
     other = call("recipes", "--recipes", "fast")
     assert [row["recipe"] for row in other["results"]] == ["fast"]
-    assert other["floor"] != result["floor"], "held-out images, not test images"
+    assert other["protocol"]["split"] == "held-out"
+    assert other["protocol"]["floor"] != protocol["floor"], "held-out images, not test images"
     assert len(trained) == 1, "finished runs are not trained again"
     assert trained[0].startswith("clock-glyphs-fast-0.05-")
     assert trained[0].endswith("-ours-1")
@@ -176,13 +185,40 @@ def test_the_classifier_scores_the_named_generator(monkeypatch: pytest.MonkeyPat
 
     def report(options: Any, sampler: Any, progress: Any) -> dict[str, Any]:
         given.append((options.run, options.which, options.images, sampler, progress.silent))
-        return {"scores": {"painted": {"fcd": 5.0}, "floor": {"fcd": 1.0}}}
+        return {"scores": {"painted": {"fcd": 5.0}, "floor": {"fcd": 1.0}}, "protocol": {"classifier": "0123"}}
 
     monkeypatch.setattr("zerokara.generative.metrics.report", report)
     monkeypatch.setattr("zerokara.generative.gan.finished.load_sampler", lambda options, program: options.which)
-    assert clock.classifier_scores(Path("runs/a"), "last", 500) == {"fcd": 5.0, "floor_fcd": 1.0}
-    clock.classifier_scores(Path("runs/a"), "best", 25)
+    scores = dcgan_scores.classifier_scores(Path("runs/a"), "last", 500)
+    assert scores == {"fcd": 5.0, "floor_fcd": 1.0, "protocol": {"classifier": "0123"}}
+    dcgan_scores.classifier_scores(Path("runs/a"), "best", 25)
     assert given == [("runs/a", "last", 500, "last", True), ("runs/a", "best", 100, "best", True)]
+
+
+def test_generators_that_began_from_the_weights_of_the_score_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before training, and again by what the run saved."""
+    use_random_weights(monkeypatch)
+    monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
+    monkeypatch.setattr(clock, "run_ours", pytest.fail)
+    monkeypatch.setattr(provenance, "find_weights", lambda name: tmp_path / name)
+    monkeypatch.setattr(provenance, "trace", lambda path: ["of the run", lite0.SHA256[:16]])
+    message = "was initialized from the weights of FD-Lite0, or from weights that were trained from these"
+    for command, recipe in (("recipes", "--recipes"), ("tutorial", "--recipe")):
+        with pytest.raises(UserError, match=message):
+            clock.main([command, recipe, "r1", "--data", "glyphs", "--pretrained-backbone", "runs/other"])
+    monkeypatch.undo()
+    use_random_weights(monkeypatch)
+    folder = make_run(tmp_path, "plain")
+    images = ImageSet(Sampler.load(folder).generate(torch.randn(9, 64)), torch.zeros(9).long(), ("any",), "generated")
+    score = dcgan_scores.Score(images, "test", images, 9)
+    assert score.of_run(folder, "last")["fd_lite0"] > 0
+    content = json.loads((folder / "config.json").read_text())
+    content["extra"]["origin"] = [lite0.SHA256[:16]]
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        score.of_run(folder, "last")
 
 
 def test_images_that_the_tutorial_does_not_support_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +264,7 @@ class Training:
 
     def __init__(self, command: list[str], stdout: Any) -> None:
         self.commands.append(command)
+        self.command = command
         self.folder = Path("runs") / command[command.index("--name") + 1]
         self.polls, self.returncode = 0, 0
 
@@ -240,7 +277,8 @@ class Training:
     def poll(self) -> int | None:
         self.polls += 1
         if self.polls in self.evaluations:
-            write_metrics(self.folder, [{"eval/confident": self.polls / 4 + 0.1, "eval/fcd": 8.0 / self.polls}])
+            distance = self.polls + 3.0 * ("--conditional" in self.command)
+            write_metrics(self.folder, [{"eval/confident": self.polls / 4 + 0.1, "eval/fcd": distance}])
         return self.end if self.polls == 4 else None
 
 
@@ -258,7 +296,10 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Training]:
 def test_mnist_is_timed_from_the_start_of_the_command(
     training: type[Training], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """60% of the images are confident after 2 s and 85% after 3 s; a command ends after 4 s."""
+    """60% of the images are confident after 2 s and 85% after 3 s; a command ends after 4 s.
+
+    The distances of the run without classes are 2 and 3, those of the run with classes 5 and 6.
+    """
     monkeypatch.setattr(clock, "plan_updates", lambda *_: 30)
     monkeypatch.setattr(clock, "classifier_scores", lambda folder, which, images: {"fcd": 5.0, "images": images})
 
@@ -278,6 +319,8 @@ def test_mnist_is_timed_from_the_start_of_the_command(
     assert (found["seconds"], found["updates"]) == (4, 30)
     assert found["fraction_of_budget"] == pytest.approx(4 / 6)
     assert found["by_classifier"] == {"fcd": 5.0, "images": 10}
+    assert found["confident_held_out_last_over_best"] == 3 / 2
+    assert found["held_out_last_over_best"] == 6 / 5
     plain, by_class = (parse(Config, PRESETS, command[command.index("--name") :], "") for command in training.commands)
     assert (plain.data, plain.seed, plain.conditional, plain.flip) == ("mnist", 7, False, True)
     assert (plain.updates, plain.eval_every_updates) == (2_000, 250)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.classifiers import DIGITS
 from tests.generative.finished_run import HERE, make_run
 from zerokara.core.config import UserError
+from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.generative import metrics
@@ -133,6 +134,7 @@ def test_the_program_prints_scores_and_protocol(at_root: Path, capsys: pytest.Ca
     result = json.loads(first)
     scores, protocol = result["scores"], result["protocol"]
     assert 0 <= scores["painted"]["accuracy"] <= 1
+    assert 0 <= scores["floor"]["accuracy"] <= 1
     assert scores["painted"]["fcd"] > 10 * scores["floor"]["fcd"] > 0
     assert scores["painted"]["random_fd"] > 10 * scores["floor"]["random_fd"] > 0
     assert protocol["classifier"] == model_file.fingerprint(at_root / "classifier" / "model.safetensors")
@@ -151,8 +153,30 @@ def test_the_program_prints_scores_and_protocol(at_root: Path, capsys: pytest.Ca
         "test split",
         "float64",
         "update 4",
+        "for accuracy, real images",
     ):
         assert part in printed
+
+
+@pytest.mark.parametrize("number", [10, 9])
+def test_the_floor_of_the_accuracy_is_that_of_the_real_images(number: int, root: Path) -> None:
+    """30 of 40 real images have the label that the classifier gives; training images have none of them."""
+    extractor = FeatureExtractor.load(root / "classifier")
+    classes = DIGITS.classes[:number]
+
+    def images(seed: int, right: int) -> ImageSet:
+        pixels = torch.randint(256, (40, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        probability_NK = extractor.extract(pixels).probability_NK
+        assert probability_NK is not None
+        label_N = probability_NK[:, :number].argmax(1)
+        label_N[right:] = (label_N[right:] + 1) % number
+        return ImageSet(pixels, label_N, classes, "noise")
+
+    real, train = images(1, 30), images(2, 0)
+    compared = metrics.ComparedImages(real, train, train, "test", train.images, train.labels)
+    scores = metrics.measure(compared, extractor, DIGITS.classes)
+    assert scores["painted"]["accuracy"] == 0
+    assert scores["floor"].get("accuracy") == (0.75 if number == 10 else None)
 
 
 def test_without_a_classifier_the_protocol_says_that_quality_is_not_measured(

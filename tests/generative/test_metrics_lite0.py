@@ -97,7 +97,7 @@ def test_scores_of_a_generator_whose_discriminator_began_from_these_weights_are_
     content["extra"]["origin"] = [lite0.SHA256[:16]]
     config.write_text(json.dumps(content))
     try:
-        with pytest.raises(UserError, match=r"was initialized from the weights of --lite0.*: remove --lite0"):
+        with pytest.raises(UserError, match=r"was initialized from the weights of FD-Lite0.*: leave out FD-Lite0"):
             metrics.main(["runs/plain", "--images", "100", "--lite0", *HERE])
     finally:
         config.write_text(before)
