@@ -3,6 +3,9 @@
 `fast` and `r3` are the presets of these names, `-signed` gives the discriminator images from -1 to 1, and
 `-diffaugment` and `-ada` augment its input. The others have the tutorial's channels, twice those of `fast`; those
 whose names begin with spectral or r1 have no BatchNorm in the discriminator and no instance noise.
+
+Most of the time of `r3` is that of its penalties and of its finest feature maps (benchmarks/r3_blocks.py). `-half` has
+half the preset's channels, `-every-16` penalties at every 16th update in place of every fourth, and `r3-r1` no R2.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ _SPECTRAL = (
 )
 _DIFFAUGMENT = ("--diffaugment", "color", "translation", "cutout")
 _ADA = ("--ada", "blit", "geometry", "color")
-_R1 = (*_NO_NORM, "--r1", "0.05", "--penalty-every-updates", "16")
+_R3 = ("--preset", "r3")
+_HALF = ("--generator-width", "0.25", "--discriminator-width", "0.25")
+_EVERY_16 = ("--penalty-every-updates", "16")
+_R1 = (*_NO_NORM, "--r1", "0.05", *_EVERY_16)
 RECIPES: Mapping[str, Sequence[str]] = {
     "fast": (),
     "fast-signed": _SIGNED,
@@ -41,5 +47,9 @@ RECIPES: Mapping[str, Sequence[str]] = {
     "r1-conditional": (*_R1, "--conditional"),
     "r1-relativistic": (*_R1, "--loss", "relativistic"),
     "r1-resize": (*_R1, "--upsample", "resize"),
-    "r3": ("--preset", "r3"),
+    "r3": _R3,
+    "r3-half": (*_R3, *_HALF),
+    "r3-every-16": (*_R3, *_EVERY_16),
+    "r3-half-every-16": (*_R3, *_HALF, *_EVERY_16),
+    "r3-r1-every-16": (*_R3, "--r2", "0", *_EVERY_16),
 }

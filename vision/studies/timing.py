@@ -88,7 +88,11 @@ def synchronize() -> None:
 
 
 def median_seconds(
-    work: Mapping[KeyT, Callable[[], object]], rounds: int, warmup_rounds: int = 2, min_seconds: float = 0.0
+    work: Mapping[KeyT, Callable[[], object]],
+    rounds: int,
+    warmup_rounds: int = 2,
+    min_seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[KeyT, list[float]]:
     """Measure the seconds that each function takes, once per round. The functions are interleaved within a round.
 
@@ -97,6 +101,7 @@ def median_seconds(
         rounds: number of measurements of each function.
         warmup_rounds: rounds that are not measured. The first one compiles and fills caches.
         min_seconds: a short function is repeated for about this time in each round, and the mean is taken.
+        clock: returns seconds. time.process_time counts the CPU time of all threads, where other programs run.
     """
     repeats: dict[KeyT, int] = {}
     seconds: dict[KeyT, list[float]] = {key: [] for key in work}
@@ -105,11 +110,11 @@ def median_seconds(
             for key, run in work.items():
                 synchronize()
                 time.sleep(SETTLE_SECONDS)
-                start = time.perf_counter()
+                start = clock()
                 for _ in range(repeats.get(key, 1)):
                     run()
                 synchronize()
-                each = (time.perf_counter() - start) / repeats.get(key, 1)
+                each = (clock() - start) / repeats.get(key, 1)
                 if round_number < warmup_rounds:
                     repeats[key] = max(1, round(min_seconds / max(each, 1e-9)))
                 else:

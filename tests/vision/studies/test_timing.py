@@ -59,7 +59,6 @@ def test_time_fractions_against_hand_computed_values() -> None:
 
 def test_functions_are_interleaved_and_warmup_rounds_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(timing, "SETTLE_SECONDS", 0.0)
     order = []
 
@@ -67,16 +66,14 @@ def test_functions_are_interleaved_and_warmup_rounds_are_not_counted(monkeypatch
         order.append(name)
         clock[0] += seconds[min(order.count(name), len(seconds)) - 1]
 
-    seconds_by_name = median_seconds(
-        {"a": lambda: work("a", 9.0, 1.0, 3.0, 2.0), "b": lambda: work("b", 0.5)}, rounds=3, warmup_rounds=1
-    )
+    functions = {"a": lambda: work("a", 9.0, 1.0, 3.0, 2.0), "b": lambda: work("b", 0.5)}
+    seconds_by_name = median_seconds(functions, rounds=3, warmup_rounds=1, clock=lambda: clock[0])
     assert order == ["a", "b"] * 4
     assert seconds_by_name == {"a": [1.0, 3.0, 2.0], "b": [0.5, 0.5, 0.5]}
 
 
 def test_short_functions_are_repeated_for_min_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(timing, "SETTLE_SECONDS", 0.0)
     ran: list[None] = []
 
@@ -84,5 +81,6 @@ def test_short_functions_are_repeated_for_min_seconds(monkeypatch: pytest.Monkey
         ran.append(None)
         clock[0] += 0.125
 
-    assert median_seconds({"a": work}, rounds=2, warmup_rounds=1, min_seconds=0.5) == {"a": [0.125, 0.125]}
+    seconds_by_name = median_seconds({"a": work}, rounds=2, warmup_rounds=1, min_seconds=0.5, clock=lambda: clock[0])
+    assert seconds_by_name == {"a": [0.125, 0.125]}
     assert len(ran) == 1 + 2 * 4
