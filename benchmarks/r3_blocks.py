@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zerokara.core.backbones.r3 import R3, resize_bilinear
+from zerokara.core.backbones.r3 import R3, Block, resize_bilinear
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.machine import describe_machine
@@ -93,8 +93,8 @@ def generator_parts(generator: R3Generator) -> list[Part]:
 
 
 def _block(block: nn.Module, size: tuple[int, int]) -> Part:
-    (channels,) = block.reduce.weight.shape[:1]  # type: ignore[union-attr,operator]
-    return Part(f"block {_format_size(size)}, {channels} channels", block, list(block.parameters()))
+    assert isinstance(block, Block)
+    return Part(f"block {_format_size(size)}, {block.reduce.out_channels} channels", block, list(block.parameters()))
 
 
 def _format_size(size: tuple[int, int]) -> str:
