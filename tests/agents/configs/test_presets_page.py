@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,28 @@ def test_what_is_equal() -> None:
         assert not is_printed(equal, config)
 
 
+# A line of a file, in the section of a single file its line only; the paper; a function of BTR's later version, whose
+# lines are not counted; a remark in parentheses on what the reference has not.
+NAMES_A_PLACE = re.compile(r"\w\.?:\d|^\d|the paper|, later version \(|^\(")
+
+
+def test_references_name_a_place() -> None:
+    for reference in ("lua run_gpu:32", "zoo dqn/run_atari.py:83", "43", "the paper, table 1", "atari:159"):
+        assert NAMES_A_PLACE.search(reference)
+    for reference in (
+        "",
+        "btr networks.py, PyTorch's default",
+        "lua, zoo dqn/run_atari.py",
+        "configs/atari.gin (rate)",
+    ):
+        assert not NAMES_A_PLACE.search(reference)
+
+
 def check(section: str, config: Any) -> set[str]:
     """Check the rows of a table against a config. Returns the names of its fields."""
     fields = set()
     for setting, (reference, there, here, equal) in rows(section).items():
-        assert reference, setting
+        assert NAMES_A_PLACE.search(reference), (setting, reference)
         assert equal == "yes" or is_printed(equal, config), setting
         if setting.startswith("`"):
             fields.add(setting.strip("`"))
