@@ -115,7 +115,9 @@ def penalty_gradients(part: Part, y: Tensor, x: Tensor, grad_of_y: Tensor) -> tu
         on. In the whole network the last two go on to the other parts.
     """
     (g,) = torch.autograd.grad(y, x, grad_of_y, create_graph=True)
-    return torch.autograd.grad(g.float().square().sum(), [*part.parameters, x, grad_of_y], allow_unused=True)
+    inputs = [*part.parameters, x, grad_of_y]
+    # The graph from x to y is that of every measurement.
+    return torch.autograd.grad(g.float().square().sum(), inputs, retain_graph=True, allow_unused=True)
 
 
 def time_parts(
