@@ -79,26 +79,42 @@ def test_names_and_shapes_are_those_of_the_published_file() -> None:
 
 
 @pytest.mark.parametrize("image_size", [(20, 32), (33, 50), (9, 7)])
-def test_strided_convolutions_pad_like_tensorflow(image_size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("conv_stem", 3), ("blocks.1.depthwise_conv", 3), ("blocks.3.depthwise_conv", 5)]
+)
+def test_strided_convolutions_pad_like_tensorflow(name: str, kernel: int, image_size: tuple[int, int]) -> None:
     """The output has ceil(side / 2) pixels; an odd zero row or column is at the end, where PyTorch would center it."""
-    backbone = make_backbone("efficientnet_lite0", 3, image_size)
-    stem = backbone.get_submodule("conv_stem")
-    assert isinstance(stem, nn.Conv2d)
-    x = torch.randn(1, 3, *image_size)
+    backbone = make_backbone("efficientnet_lite0", 3, 32)
+    convolution = backbone.get_submodule(name)
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.kernel_size == (kernel, kernel)
+    x = torch.randn(1, convolution.in_channels, *image_size)
     height, width = (math.ceil(side / 2) for side in image_size)
-    expected = torch.zeros(1, 32, height, width)
+    expected = torch.zeros(1, convolution.out_channels, height, width)
     for row in range(height):
         for column in range(width):
-            # An even side has no zero row before it, an odd one has one before and one after it.
-            top, left = (2 * index - side % 2 for index, side in zip((row, column), image_size, strict=True))
-            window = window_of(x, top, left)
-            expected[0, :, row, column] = (window * stem.weight).sum((1, 2, 3))
-    torch.testing.assert_close(stem(x), expected, rtol=1e-4, atol=1e-5)
+            # Zero rows before the first: 0 or 1 of a 3x3 filter, 1 or 2 of a 5x5 filter, for an even or an odd side.
+            top, left = (
+                2 * index - (kernel - 3) // 2 - side % 2 for index, side in zip((row, column), image_size, strict=True)
+            )
+            window = window_of(x, top, left, kernel)
+            if convolution.groups > 1:  # a filter for each channel
+                window = window.transpose(0, 1)
+            expected[0, :, row, column] = (window * convolution.weight).sum((1, 2, 3))
+    torch.testing.assert_close(convolution(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def window_of(x: Tensor, top: int, left: int) -> Tensor:
-    """Return the 3x3 window of an image (1, C, H, W) at this row and column, with zeros outside of the image."""
-    return F.pad(x, (1, 2, 1, 2))[:, :, top + 1 : top + 4, left + 1 : left + 4]
+def window_of(x: Tensor, top: int, left: int, side: int) -> Tensor:
+    """Return a square window of an image (1, C, H, W) at this row and column, with zeros outside of the image."""
+    return F.pad(x, (side,) * 4)[:, :, top + side : top + 2 * side, left + side : left + 2 * side]
+
+
+def test_batchnorm_has_the_constants_of_the_published_training() -> None:
+    """TensorFlow's epsilon .001 and momentum .99, which PyTorch writes as .01."""
+    with torch.device("meta"):
+        modules = make_backbone("efficientnet_lite0", 3, 32).modules()
+    constants = [(module.eps, module.momentum) for module in modules if isinstance(module, nn.BatchNorm2d)]
+    assert (len(constants), set(constants)) == (49, {(0.001, 0.01)})
 
 
 def test_residual_branches_with_zero_weights_leave_only_the_shortcut() -> None:
