@@ -1,6 +1,6 @@
 """Compare recipes of zerokara's DCGAN by FD-Lite0 after equal wall-clock time, and one with PyTorch's tutorial.
 
-    python -m benchmarks.dcgan_by_clock recipes --data cifar10 --minutes 10 --seeds 1 2      # to choose a recipe
+    python -m benchmarks.dcgan_by_clock recipes --data cifar10 --image-size 32 --minutes 10 --seeds 1 2  # to choose one
     python -m benchmarks.dcgan_by_clock tutorial --recipe r1 --data cifar10 --minutes 60 --seeds 1 2 3
     python -m benchmarks.dcgan_by_clock tutorial --recipe r1 --data imagenette64 --image-size 64 --minutes 60
     python -m benchmarks.dcgan_by_clock mnist --seeds 1 2 3
@@ -15,7 +15,8 @@ is subtracted first. `fraction_of_budget` of the result is the time that a run t
 should be from .95 to 1.05; otherwise something else used the machine. All is saved in runs/<prefix>-...: `recipes` and
 `tutorial` continue after an interruption.
 
-`recipes` compares with images that are held out of the training set, so that no choice is made by test images.
+`recipes` compares with images that are held out of the training set, so that no choice is made by test images. All
+recipes need the same --image-size; that of `paper` is 64, if none is given.
 
 `tutorial` trains a recipe first and then the tutorial for as many seconds as that took, for every seed, with the same
 threads and training images. zerokara's seconds are those of its run's clock, which counts evaluations and checkpoints;
@@ -239,10 +240,16 @@ def compare_recipes(arguments: argparse.Namespace, extra_args: Sequence[str]) ->
     """Compare recipes with images that are held out of the training set.
 
     Raises:
-        UserError: wrong options, no such data, or the package of the extra scores is not installed.
+        UserError: wrong options, images of different sizes, no such data, or the package of the extra scores is not
+            installed.
     """
     lite0.find_weights(PROGRAM)
     recipes = {name: Recipe(name, arguments, extra_args) for name in arguments.recipes}
+    sizes = {name: " ".join(map(str, recipe.config.image_size)) or "none" for name, recipe in recipes.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(
+            f"The recipes have different --image-size ({', '.join(map(' '.join, sizes.items()))}): give one to all."
+        )
     for recipe in recipes.values():
         refuse_biased({}, recipe.config.pretrained_backbone)
     data = Data.load(next(iter(recipes.values())).config)

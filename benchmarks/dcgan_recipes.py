@@ -52,4 +52,5 @@ RECIPES: Mapping[str, Sequence[str]] = {
     "r3-every-16": (*_R3, *_EVERY_16),
     "r3-half-every-16": (*_R3, *_HALF, *_EVERY_16),
     "r3-r1-every-16": (*_R3, "--r2", "0", *_EVERY_16),
+    "paper": ("--preset", "paper"),  # 64x64, unless --image-size is given
 }

@@ -221,6 +221,18 @@ def test_generators_that_began_from_the_weights_of_the_score_are_refused(
         score.of_run(folder, "last")
 
 
+def test_recipes_with_images_of_different_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FD-Lite0 resizes images, so it would be computed without an error."""
+    use_random_weights(monkeypatch)
+    monkeypatch.setattr(Data, "load", lambda config: pytest.fail(f"images of {config.image_size}"))
+    words = ["recipes", "--data", "glyphs", "--recipes", "fast", "paper"]
+    with pytest.raises(UserError, match=r"different --image-size \(fast none, paper 64\): give one to all\."):
+        clock.main(words)
+    for size in ("32", "64"):
+        with pytest.raises(pytest.fail.Exception, match=rf"images of \({size},\)"):
+            clock.main([*words, "--image-size", size])
+
+
 def test_images_that_the_tutorial_does_not_support_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     use_random_weights(monkeypatch)
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
