@@ -108,6 +108,9 @@ class ActorFeed:
         self.replaced = self.stale_steps = 0  # since the start of the run
         self._staleness: list[int] = []  # of the chunks since the last `metrics`
         self._active: set[int] = set()  # actors that sent them
+        # Games with much exploration say little of the agent. Environments in the order of the ring buffers.
+        epsilon_N = schedules.actor_epsilons(config).ravel()
+        training.counted_N = epsilon_N <= np.median(epsilon_N)
         training.seconds = dict.fromkeys(("learn", "store", "blocked"), 0.0)
         training.register(actors=self)
 

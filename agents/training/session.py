@@ -70,6 +70,7 @@ class Session(ABC):
         self.updates = self.episodes = self.last_evaluation_step = 0
         self.running_return_N = np.zeros(self.num_envs)
         self.running_length_N = np.zeros(self.num_envs, np.int64)
+        self.counted_N = np.ones(self.num_envs, bool)  # environments whose episodes enter `returns` and `lengths`
         self.returns: deque[float] = deque(maxlen=100)  # raw, of the last complete episodes
         self.lengths: deque[int] = deque(maxlen=100)
         self.last_score: float | None = None  # mean raw return of the last evaluation
@@ -120,11 +121,12 @@ class Session(ABC):
         self.step += self.config.num_envs
         self.running_return_N[rows] += step.reward
         self.running_length_N[rows] += 1
-        for i in np.arange(self.num_envs)[rows][step.terminal | step.truncated]:
-            self.returns.append(float(self.running_return_N[i]))
-            self.lengths.append(int(self.running_length_N[i]))
-            self.episodes += 1
-            self.running_return_N[i] = self.running_length_N[i] = 0
+        ended = np.arange(self.num_envs)[rows][step.terminal | step.truncated]
+        counted = ended[self.counted_N[ended]]
+        self.returns.extend(self.running_return_N[counted].tolist())
+        self.lengths.extend(self.running_length_N[counted].tolist())
+        self.episodes += len(ended)
+        self.running_return_N[ended] = self.running_length_N[ended] = 0
 
     def end_episodes(self, rows: Rows = ALL) -> None:
         """Forget the unfinished episodes, because the environments of a resumed run have started new ones."""
@@ -196,7 +198,6 @@ class Session(ABC):
                 self.goal_reached = self.evaluate_and_log()
             if world.is_main and self.video_pending:
                 self.video_pending = not log_video(self.policy, config, run, self.step)
-            before = self.step
             self.start_interval()
 
             def due(every_steps: int) -> bool:
@@ -424,11 +425,10 @@ class Session(ABC):
 
         The environments are divided in another way, so that they start new episodes. Random numbers are drawn anew.
         """
-        rank, size = self.world.rank, self.world.size
-        state = states.get(rank, {**states[0], "games": 0, "returns": [], "lengths": []})
+        state = states.get(self.world.rank, {**states[0], "games": 0, "returns": [], "lengths": []})
         self._load_counters(state)
-        if rank == 0:  # and the episodes of processes that there are no longer
-            self.episodes += sum(other["games"] for number, other in states.items() if number >= size)
+        if self.world.is_main:  # and the episodes of processes that there are no longer
+            self.episodes += sum(other["games"] for number, other in states.items() if number >= self.world.size)
         load_parts_of_processes(self._parts, states, self.world.rank, self.step)
         self.obs = self.env.reset(checkpoint.later_seed(self.seed, self.step) % 2**31)
         self.end_episodes()

@@ -83,12 +83,15 @@ def test_the_steps_of_all_actors_are_stored_as_transitions(tmp_path: Path) -> No
     assert min(numbers) >= 24
 
 
-def test_observations_and_returns_of_episodes_are_recorded(tmp_path: Path) -> None:
+def test_observations_and_returns_of_episodes_with_smaller_epsilons_are_recorded(tmp_path: Path) -> None:
     fed = Fed(tmp_path, learning_starts=10_000)
     fed.until(180)
     ended = [origin for actor in range(2) for chunk in chunks_of(fed, actor) for origin in ends_in(chunk)]
     assert fed.training.episodes == len(ended) > 30
-    expected = sorted(sum(reward_of(o._replace(step=step)) for step in range(o.step + 1)) for o in ended)
+    smaller_epsilons = {2, 4, 5}  # of the ring buffers 0, 3, 1, 4, 2, 5, whose epsilons fall in this order
+    counted = [origin for origin in ended if origin.env in smaller_epsilons]
+    assert len(ended) > len(counted) > 10
+    expected = sorted(sum(reward_of(o._replace(step=step)) for step in range(o.step + 1)) for o in counted)
     assert sorted(fed.training.returns) == pytest.approx(expected)
     assert list(fed.training.obs.shape) == [1, 2, 36, 36]
     assert fed.training.running_length_N.tolist() == [env.at[i].step for env in last_envs(fed) for i in range(NUM_ENVS)]
