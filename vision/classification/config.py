@@ -282,12 +282,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 SMALL_PHOTOGRAPHS = ("cifar10", "cifar100")  # named data sets that preset "fast" learns with the values of "airbench"
 OTHER_METHOD = ("backbone", "optimizer", "pretrained_backbone", "weights")  # given: "fast" keeps its own values
-# airbench94_muon.py sums the loss over a batch and decays by 2e-6 per image. Its learning rate of Muon is constant.
+# airbench94_muon.py sums the loss over a batch and decays by 2e-6 per image.
 PER_IMAGE = ("output_learning_rate", "bias_learning_rate", "weight_decay")
+# On a CPU an image takes as long in a small batch, and more updates learn more (docs/LOG.md, 2026-12-01).
+SMALL_PHOTOGRAPHS_BATCH = 500
 
 
 def adapt_to_data(config: Config, given: Collection[str]) -> Config:
     """Let preset "fast" have the values of "airbench" for small photographs, and those fit the batch size.
+
+    The batches of "fast" are smaller. The learning rate of Muon, whose updates have the same norm whatever the batch,
+    is proportional to the square root of the batch size; the values of `PER_IMAGE` are proportional to it.
 
     Args:
         config: of a new run.
@@ -300,11 +305,14 @@ def adapt_to_data(config: Config, given: Collection[str]) -> Config:
     airbench = PRESETS["airbench"]
     if config.preset == "fast" and config.data in SMALL_PHOTOGRAPHS and not set(OTHER_METHOD).intersection(given):
         values = {**{name: getattr(Config, name) for name in PRESETS["fast"]}, **airbench}
+        values["batch_size"] = SMALL_PHOTOGRAPHS_BATCH
         config = replace(config, **{name: value for name, value in values.items() if name not in given})
     elif config.preset != "airbench" or config.optimizer != airbench["optimizer"]:
         return config
     factor = config.batch_size / airbench["batch_size"]
-    return replace(config, **{name: airbench[name] * factor for name in PER_IMAGE if name not in given})
+    values = {name: airbench[name] * factor for name in PER_IMAGE}
+    values["learning_rate"] = airbench["learning_rate"] * factor**0.5
+    return replace(config, **{name: value for name, value in values.items() if name not in given})
 
 
 read_config = partial(

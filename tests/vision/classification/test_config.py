@@ -33,7 +33,7 @@ def settings(*words: str) -> dict[str, Any]:
 @pytest.mark.parametrize("data", ["cifar10", "cifar100"])
 def test_fast_is_airbench_for_small_photographs(data: str) -> None:
     fast = settings("--data", data)
-    assert fast == settings("--data", data, "--preset", "airbench")
+    assert fast == settings("--data", data, "--preset", "airbench", "--batch-size", "500")
     assert (fast["backbone"], fast["optimizer"], fast["ema_half_life_updates"]) == ("airbench", "muon_sgd", 0.0)
 
 
@@ -64,14 +64,23 @@ def test_other_runs_are_not_changed(words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("preset", ["fast", "airbench"])
 def test_the_rates_of_airbench_follow_the_batch_size(preset: str) -> None:
-    """airbench94_muon.py: 0.67 (on logits divided by 256) and 0.053 on a sum over the batch, decay 2e-6 per image."""
+    """airbench94_muon.py: 0.67 (on logits divided by 256) and 0.053 on a sum over the batch, decay 2e-6 per image.
+
+    Its learning rate of Muon, 0.24, is in proportion to the root of the batch size.
+    """
     found = settings("--data", "cifar10", "--preset", preset, "--batch-size", "128")
     assert found["output_learning_rate"] == pytest.approx(0.67 * 128 / 256**2, rel=3e-3)  # the preset has .0204
     assert found["bias_learning_rate"] == pytest.approx(0.053 * 128)
     assert found["weight_decay"] == pytest.approx(2e-6 * 128)
-    assert (found["learning_rate"], found["batch_size"]) == (0.24, 128)
+    assert found["learning_rate"] == pytest.approx(0.24 * (128 / 2000) ** 0.5)
+    assert found["batch_size"] == 128
     given = settings("--data", "cifar10", "--preset", preset, "--batch-size", "128", "--bias-learning-rate", "7")
     assert given == {**found, "bias_learning_rate": 7.0}
+
+
+def test_airbench_has_the_published_values_by_default() -> None:
+    found = settings("--data", "cifar10", "--preset", "airbench")
+    assert (found["batch_size"], found["learning_rate"], found["bias_learning_rate"]) == (2000, 0.24, 106.0)
 
 
 def test_a_config_made_in_python_has_the_class_defaults() -> None:
