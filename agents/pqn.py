@@ -143,7 +143,7 @@ def make_learner(config: Config, resources: Resources) -> Learner:
         compute,
         resources.world,
         optimizer="radam",
-        learning_rate=config.learning_rate,
+        learning_rate=schedules.learning_rate(config, 0, resources.world.size),
         epsilon=RADAM_EPSILON,
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
@@ -238,8 +238,7 @@ class Training(Session):
             gamma=config.gamma,
             td_lambda=config.td_lambda,
         )
-        if config.final_learning_rate is not None:
-            self.learner.set_learning_rate(schedules.learning_rate(config, self.step))
+        self.learner.set_learning_rate(schedules.learning_rate(config, self.step, self.world.size))
         for _ in range(config.update_epochs):
             minibatches = self.sequences(return_TN) if config.lstm_units else self.minibatches(return_TN)
             for minibatch in minibatches:
@@ -275,10 +274,12 @@ def train(config: Config, run: Run, resources: Resources) -> str:
     training = Training(config, run, resources)
     training.start()  # restores the checkpoint of a resumed run
     training.print_settings()
-    if warning := averaging_warning(config, training.world.size):
+    processes = training.world.size
+    if warning := averaging_warning(config, processes):
         run.warn(warning)
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
-    for _ in training.iterations(lambda: {"train/learning_rate": schedules.learning_rate(config, training.step)}):
+    rate = partial(schedules.learning_rate, config, processes=processes)
+    for _ in training.iterations(lambda: {"train/learning_rate": rate(training.step)}):
         training.iterate()
     return training.closing_message()
 

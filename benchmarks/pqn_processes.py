@@ -2,7 +2,8 @@
 
     python -m benchmarks.pqn_processes --games Catch Snake --seeds 1 2 3
     python -m benchmarks.pqn_processes --num-envs 32 --steps 60000 --results docs/results/pqn-small-rollouts.json
-    python -m benchmarks.pqn_processes --games Breakout --steps 300000 --results docs/results/pqn-breakout.json
+    python -m benchmarks.pqn_processes --games Breakout --steps 300000 --average-every rollout rollout-scaled \
+        --results docs/results/pqn-breakout.json
     python -m benchmarks.pqn_processes --table             # the results so far, as a table in Markdown
 
 All runs of a game have the same environments, rollouts, updates and steps in total; processes divide them. Results are
@@ -30,7 +31,11 @@ from zerokara.core.report import read_json, write_json
 from zerokara.envs.arcade import GAMES
 
 RESULTS = Path("docs/results/pqn-processes.json")
-AVERAGES = ("minibatch", "rollout")
+AVERAGES = {
+    "minibatch": ("--average-every", "minibatch"),
+    "rollout": ("--average-every", "rollout", "--no-scale-learning-rate"),
+    "rollout-scaled": ("--average-every", "rollout"),
+}
 # As in the test that PQN learns Catch, with more updates per step and shorter schedules.
 SETTINGS = (
     *("--rollout-steps", "16", "--num-minibatches", "16", "--learning-rate", "5e-4", "--backbone", "der"),
@@ -40,13 +45,13 @@ SETTINGS = (
 
 
 def plan(
-    games: Sequence[str], processes: Sequence[int], seeds: Sequence[int], averages: Sequence[str] = AVERAGES
+    games: Sequence[str], processes: Sequence[int], seeds: Sequence[int], averages: Sequence[str] = tuple(AVERAGES)
 ) -> dict[str, tuple[str, int, str, int]]:
     """Return the runs by key: game, number of processes, what they average, and seed.
 
-    With one process, both ways of averaging are the same. Seeds come first, so that an interrupted comparison is even.
+    With one process, all ways of averaging are the same. Seeds come first, so that an interrupted comparison is even.
     """
-    ways = [(number, every) for number in processes for every in (averages if number > 1 else AVERAGES[:1])]
+    ways = [(number, every) for number in processes for every in (averages if number > 1 else ("minibatch",))]
     cells = [(game, number, every, seed) for game in games for seed in seeds for number, every in ways]
     return {" ".join(map(str, cell)): cell for cell in cells}
 
@@ -68,7 +73,7 @@ def arguments_of(game: str, every: str, seed: int, steps: int, num_envs: int) ->
     """Return the command line of a run: epsilon and learning rate fall during five and nine tenths of it."""
     lengths = {"total": steps, "epsilon-decay": steps // 2, "learning-rate-decay": steps * 9 // 10}
     return [
-        *("--env", env_of(game), *SETTINGS, "--num-envs", str(num_envs), "--average-every", every),
+        *("--env", env_of(game), *SETTINGS, "--num-envs", str(num_envs), *AVERAGES[every]),
         *("--seed", str(seed), "--name", "run"),
         *(word for name, value in lengths.items() for word in (f"--{name}-steps", str(value))),
         *("--eval-every-steps", str(steps // 3), "--checkpoint-every-steps", str(steps)),
@@ -120,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--games", nargs="+", default=["Catch"], help="arcade or Atari games")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="numbers of processes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds")
-    parser.add_argument("--average-every", nargs="+", choices=AVERAGES, default=AVERAGES, help="what they average")
+    parser.add_argument("--average-every", nargs="+", choices=AVERAGES, default=list(AVERAGES), help="what they average")
     parser.add_argument("--steps", type=int, default=240_000, help="agent steps of a run, in all processes together")
     parser.add_argument("--num-envs", type=int, default=128, help="environments of a run, in all processes together")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")

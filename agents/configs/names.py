@@ -331,6 +331,7 @@ GROUPS_PQN: Mapping[str, tuple[str, ...]] = {
         "learning_rate",
         "final_learning_rate",
         "learning_rate_decay_steps",
+        "scale_learning_rate",
         "weight_decay",
         "max_grad_norm",
     ),

@@ -24,7 +24,11 @@ class Config(Settings):
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_PQN
     GROUPS: ClassVar = names.GROUPS_PQN
     COMMON: ClassVar = names.COMMON_PQN
+    REQUIRES: ClassVar[Mapping[str, names.Requirement]] = {
+        "scale_learning_rate": (lambda config: config.average_every == "rollout", "--average-every rollout"),
+    }
     PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES_PQN
+    VALUES_BEFORE: ClassVar[Mapping[str, Any]] = {"scale_learning_rate": False}
 
     preset: str = "paper"
     """Named set of defaults for the other options."""
@@ -70,6 +74,9 @@ class Config(Settings):
     """Maximum norm for gradient clipping."""
     average_every: Literal["minibatch", "rollout"] = "minibatch"
     """With torchrun, processes average gradients in each minibatch, or weights after each rollout (local SGD)."""
+    scale_learning_rate: bool = True
+    """Multiply the learning rates by the square root of the number of processes (--average-every rollout), whose
+    minibatches are smaller by this number."""
 
     # --- exploration -----------------------------------------------------------------------------------------------
     epsilon_start: Fraction = 1.0

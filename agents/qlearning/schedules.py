@@ -39,10 +39,22 @@ def actor_epsilons(config: Config) -> np.ndarray:
     return epsilons
 
 
-def learning_rate(config: Settings, step: int) -> float:
-    """Learning rate at an agent step."""
+def learning_rate(config: Settings, step: int, processes: int = 1) -> float:
+    """Learning rate at an agent step.
+
+    Processes of PQN that average weights once per rollout have minibatches smaller by their number, whose noisier
+    gradients shorten the useful part of an adaptive step. Their rate is multiplied by the root of this number
+    (Malladi et al. 2022, square root scaling rule), with `scale_learning_rate`.
+
+    Args:
+        config: config of the run.
+        step: agent step.
+        processes: that train together.
+    """
     end = config.learning_rate if config.final_learning_rate is None else config.final_learning_rate
-    return schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_decay_steps)
+    rate = schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_decay_steps)
+    is_scaled = isinstance(config, pqn.Config) and config.average_every == "rollout" and config.scale_learning_rate
+    return rate * processes**0.5 if is_scaled else rate
 
 
 def updates_due(config: Config, step: int) -> int:

@@ -184,6 +184,7 @@ def test_learning_rate_decay(make_training: Callable[..., Training]) -> None:
         training.obs = training.env.reset(1)
         rates = []
         for training.step in (0, 50, 300):
+            training.learner.set_learning_rate(9.0)  # as in the checkpoint of another number of processes
             training.learn()
             rates += [group["lr"] for group in training.learner.optimizer.param_groups]
         assert rates == pytest.approx(expected)

@@ -116,6 +116,9 @@ def test_pqn_averages_weights_once_a_rollout(tmp_path: Path) -> None:
     momenta = [state["learner"]["optimizer"]["state"][0]["exp_avg"] for state in (one, other)]
     assert not torch.equal(*momenta)
     assert one["updates"] == other["updates"] == 480 // (12 * 5) * 2 * 2
+    rates = [state["learner"]["optimizer"]["param_groups"][0]["lr"] for state in (one, other)]
+    logged = [row["train/learning_rate"] for row in metrics(tmp_path / "runs" / "run") if "train/learning_rate" in row]
+    assert set(rates) == set(logged) == {2.5e-4 * 2**0.5}
     resume(tmp_path, "pqn", 2, 720)
     assert states(tmp_path / "runs" / "run", "pqn", 2)[0]["step"] == 720
 

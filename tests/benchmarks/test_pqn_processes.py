@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ def test_runs_differ_in_processes_seed_and_average_only() -> None:
         "Catch 1 minibatch 7",
         "Catch 2 minibatch 7",
         "Catch 2 rollout 7",
+        "Catch 2 rollout-scaled 7",
         "Catch 4 minibatch 7",
-        "Catch 4 rollout 7",
     ]
-    assert len(runs) == 10
+    assert len(runs) == 14
     assert list(pqn_processes.plan(["Catch"], [1, 2], [7], ["rollout"])) == ["Catch 1 minibatch 7", "Catch 2 rollout 7"]
     config = read_config(pqn_processes.arguments_of("Snake", "rollout", 8, 60_000, 32))
     assert (config.env, config.seed, config.average_every, config.threads) == ("zerokara/Snake-v0", 8, "rollout", 1)
@@ -32,6 +33,9 @@ def test_runs_differ_in_processes_seed_and_average_only() -> None:
         54_000,
     )
     assert config.eval_every_steps == 20_000
+    scaled = read_config(pqn_processes.arguments_of("Snake", "rollout-scaled", 8, 60_000, 32))
+    assert scaled == dataclasses.replace(config, scale_learning_rate=True)
+    assert not config.scale_learning_rate
     assert read_config(pqn_processes.arguments_of("Breakout", "rollout", 8, 60_000, 32)).env == "ALE/Breakout-v5"
     with pytest.raises(UserError, match="no game 'Chess'"):
         pqn_processes.arguments_of("Chess", "rollout", 8, 60_000, 32)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from zerokara.agents.configs import pqn
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning import schedules
 
@@ -51,6 +52,15 @@ def test_step_schedules() -> None:
     assert schedules.learning_rate(Config(learning_rate=1e-3, final_learning_rate=None), 10**6) == 1e-3
     c = Config(learning_rate=1e-3, final_learning_rate=2e-4, learning_rate_decay_steps=100)
     assert [schedules.learning_rate(c, s) for s in (0, 50, 100, 999)] == pytest.approx([1e-3, 6e-4, 2e-4, 2e-4])
+
+
+def test_the_rate_follows_the_root_of_the_processes_that_average_weights() -> None:
+    averaging = pqn.Config(average_every="rollout", learning_rate=1e-3, final_learning_rate=2e-4)
+    averaging = replace(averaging, learning_rate_decay_steps=100)
+    assert [schedules.learning_rate(averaging, s, 4) for s in (0, 50, 999)] == pytest.approx([2e-3, 1.2e-3, 4e-4])
+    for unscaled in (replace(averaging, scale_learning_rate=False), replace(averaging, average_every="minibatch")):
+        assert schedules.learning_rate(unscaled, 0, 4) == 1e-3
+    assert schedules.learning_rate(Config(learning_rate=1e-3), 0, 4) == 1e-3
 
 
 def test_target_updates_are_counted_in_agent_steps_for_any_replay_ratio() -> None:
