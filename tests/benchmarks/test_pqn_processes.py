@@ -56,7 +56,7 @@ def test_results_are_averaged_over_seeds_and_not_measured_twice(
 
     monkeypatch.setattr(pqn_processes, "measure", measure)
     words = ["--processes", "1", "2", "--seeds", "3", "1", "--steps", "60", "--results", str(tmp_path / "r.json")]
-    words += ["--num-envs", "16"]
+    words += ["--num-envs", "16", "--average-every", "minibatch", "rollout"]
     pqn_processes.main(words)
     assert len(calls) == 6
     assert ("Catch", 2, "rollout", 1, 60, 16) in calls
