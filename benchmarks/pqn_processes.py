@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--games", nargs="+", default=["Catch"], help="arcade or Atari games")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="numbers of processes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds")
-    parser.add_argument("--average-every", nargs="+", choices=AVERAGES, default=list(AVERAGES), help="what they average")
+    parser.add_argument("--average-every", nargs="+", choices=AVERAGES, default=[*AVERAGES], help="what they average")
     parser.add_argument("--steps", type=int, default=240_000, help="agent steps of a run, in all processes together")
     parser.add_argument("--num-envs", type=int, default=128, help="environments of a run, in all processes together")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
