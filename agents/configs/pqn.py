@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, Positive, Settings
 from zerokara.agents.configs.reading import read_agent_config
+from zerokara.core.command_line import Requirement
 from zerokara.core.config import NamesOrPath, Range, UserError
 
 
@@ -24,7 +25,7 @@ class Config(Settings):
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_PQN
     GROUPS: ClassVar = names.GROUPS_PQN
     COMMON: ClassVar = names.COMMON_PQN
-    REQUIRES: ClassVar[Mapping[str, names.Requirement]] = {
+    REQUIRES: ClassVar[Mapping[str, Requirement]] = {
         "scale_learning_rate": (lambda config: config.average_every == "rollout", "--average-every rollout"),
     }
     PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES_PQN
