@@ -29,19 +29,24 @@ def measure_epochs(config: Config, images: Data, compute: Compute, world: World)
             training.update(training.next_batch())
             training.read_metrics()["train/loss"].item()  # waits for the device
 
-        update_seconds = measure_update(update, world, compiles=compute.compile)
-        if compute.compile and config.whitening_bias_epochs:
-            # The code is compiled again when the bias of the whitening layer is frozen. It is compiled here, so that
-            # the measurement takes this time, and not the training, which uses the same code.
+        update_seconds = frozen_seconds = measure_update(update, world, compiles=compute.compile)
+        if config.whitening_bias_epochs:
+            # Updates are faster once the bias of the whitening layer is frozen, and their code is compiled again.
+            # It is compiled here, so that the measurement takes this time, and not the training, which uses the same.
             training.updates = config.whitening_bias_epochs * training.updates_per_epoch
-            update()
+            frozen_seconds = measure_update(update, world, compiles=compute.compile)
         subset = images.validation.take(slice(0, 2 * config.eval_batch_size))
         start = time.perf_counter()
         training.score(subset)
         image_seconds = (time.perf_counter() - start) / len(subset)
     validation_seconds = image_seconds * len(images.validation) / world.size
-    epoch_seconds = training.updates_per_epoch * update_seconds + validation_seconds + EPOCH_SECONDS
-    return lambda epochs: epochs * epoch_seconds
+
+    def seconds_of(epochs: int) -> float:
+        before = min(epochs, config.whitening_bias_epochs) if config.whitening_bias_epochs else epochs
+        updates_seconds = before * update_seconds + (epochs - before) * frozen_seconds
+        return training.updates_per_epoch * updates_seconds + epochs * (validation_seconds + EPOCH_SECONDS)
+
+    return seconds_of
 
 
 def with_epochs(config: Config, epochs: int) -> Config:
