@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.vision import drawn_boxes
+from tests.vision import drawn_boxes, noise_captions
 from tests.vision.shapes import write_shapes
 from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.data import glyphs
-from zerokara.core.media import png_bytes, write_png
+from zerokara.core.media import write_png
 
 DETECT = (
     "--data boxes --data-dir . --proposal-cache cache --image-side 64 --backbone resnet20 --width-multiplier .25 "
@@ -89,13 +88,8 @@ def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 200, "test": 50})
     write_shapes(tmp_path)
     drawn_boxes.write(tmp_path / "boxes", 24)
+    noise_captions.write(Path("few.zip"), number=24, side=40)
     random = np.random.default_rng(0)
-    lines = ["image,caption"]
-    with zipfile.ZipFile("few.zip", "w") as archive:
-        for index in range(24):
-            archive.writestr(f"images/{index:02}.png", png_bytes(random.integers(0, 255, (40, 40, 3), np.uint8)))
-            lines.append(f"{index:02}.png,a wall stands here .")
-        archive.writestr("captions.txt", "\n".join(lines))
     write_png(Path("style.png"), random.integers(0, 255, (48, 48, 3), np.uint8))
 
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks import backbone_starts as starts
-from tests.vision import drawn_boxes
+from tests.vision import drawn_boxes, noise_captions
 from tests.vision.shapes import write_shapes
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.core.media import png_bytes
 from zerokara.core.models import lite0
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -49,13 +46,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_shapes(tmp_path)
     drawn_boxes.write(tmp_path / "boxes", 12)
-    random = np.random.default_rng(0)
-    with zipfile.ZipFile("few.zip", "w") as archive:
-        lines = ["image,caption"]
-        for index in range(20):
-            archive.writestr(f"{index:02}.png", png_bytes(random.integers(0, 256, (64, 64, 3), np.uint8)))
-            lines.append(f"{index:02}.png,a picture of noise .")
-        archive.writestr("captions.txt", "\n".join(lines))
+    noise_captions.write(Path("few.zip"))
     backbone = make_backbone(lite0.BACKBONE, 3, 32)
     torch.save({backbone.published_name(name): x for name, x in backbone.state_dict().items()}, "weights.pth")
     monkeypatch.setattr(lite0, "find_weights", lambda option: tmp_path / "weights.pth")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from tests.vision import drawn_boxes
+from tests.vision import drawn_boxes, noise_captions
 from tests.vision.shapes import write_shapes
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.core.media import png_bytes
 from zerokara.core.models import lite0
 from zerokara.core.models.normalization import published_moments
 from zerokara.core.models.weights import read_tensors
@@ -59,13 +56,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(program, "choose_compute", lambda *_: Compute(device="cpu", threads=1))
     write_shapes(tmp_path)
     drawn_boxes.write(tmp_path / "boxes", 12)
-    random = np.random.default_rng(0)
-    with zipfile.ZipFile("few.zip", "w") as archive:
-        lines = ["image,caption"]
-        for index in range(20):
-            archive.writestr(f"{index:02}.png", png_bytes(random.integers(0, 256, (32, 32, 3), np.uint8)))
-            lines.append(f"{index:02}.png,a picture of noise .")
-        archive.writestr("captions.txt", "\n".join(lines))
+    noise_captions.write(Path("few.zip"), side=32)
     backbone = make_backbone(lite0.BACKBONE, 3, 32, width=0.1)
     path = tmp_path / "package" / "weights.pth"
     path.parent.mkdir()
