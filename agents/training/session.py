@@ -31,6 +31,7 @@ from zerokara.agents.qlearning.replay_deletion import delete_replays
 from zerokara.agents.qlearning.traces import TraceLearner
 from zerokara.agents.training.best_agent import BestAgent
 from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_processes, evaluation_metrics
+from zerokara.agents.training.goal import Goal
 from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.agents.training.report import bar_fields, closing_line, format_progress, format_scores, print_settings
@@ -66,15 +67,14 @@ class Session(ABC):
         self.env, self.compute, self.world = resources.env, resources.compute, resources.world
         self.num_envs = config.total_envs // self.world.size
         self.seed = spaced_process_seed(config.seed, self.world)
-        self.step = 0  # agent steps, summed over all processes
-        self.updates = self.episodes = self.last_evaluation_step = 0
+        self.step = self.last_evaluation_step = 0  # agent steps, summed over all processes
+        self.updates = self.episodes = 0
         self.running_return_N = np.zeros(self.num_envs)
         self.running_length_N = np.zeros(self.num_envs, np.int64)
         self.counted_N = np.ones(self.num_envs, bool)  # environments whose episodes enter `returns` and `lengths`
-        self.returns: deque[float] = deque(maxlen=100)  # raw, of the last complete episodes
-        self.lengths: deque[int] = deque(maxlen=100)
+        self.returns, self.lengths = deque[float](maxlen=100), deque[int](maxlen=100)  # of the last complete episodes
         self.last_score: float | None = None  # mean raw return of the last evaluation
-        self.best = BestAgent(run)
+        self.best, self.goal = BestAgent(run), Goal(config.stop_at_return)
         self.evaluation_pending = self.video_pending = False  # True after an interrupted one; repeated after resuming
         self.clock = Stopwatch()  # total time of the run over all restarts, including evaluations
         self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)  # since the start of the log interval
@@ -123,6 +123,7 @@ class Session(ABC):
         self.running_length_N[rows] += 1
         ended = np.arange(self.num_envs)[rows][step.terminal | step.truncated]
         counted = ended[self.counted_N[ended]]
+        self.goal.record(self.running_return_N[counted].tolist())
         self.returns.extend(self.running_return_N[counted].tolist())
         self.lengths.extend(self.running_length_N[counted].tolist())
         self.episodes += len(ended)
@@ -247,12 +248,9 @@ class Session(ABC):
 
     def is_early_evaluation_due(self) -> bool:
         """Return True if the training returns of a process are near `stop_at_return`. Every process must call this."""
-        goal, recent = self.config.stop_at_return, list(self.returns)[-20:]
-        # Several processes compare them once in `ITERATIONS_PER_VOTE` iterations.
-        is_compared = self.world.size == 1 or self.step // self.config.num_envs % ITERATIONS_PER_VOTE == 0
-        if goal is None or self.step - self.last_evaluation_step < 20_000 or not is_compared:
-            return False
-        return self.world.any(len(recent) == 20 and float(np.mean(recent)) >= goal - 0.5, self.compute.torch_device)
+        every = self.config.num_envs * (1 if self.world.size == 1 else ITERATIONS_PER_VOTE)  # steps between comparisons
+        may_be = self.goal.allows(self.step - self.last_evaluation_step) and self.step % every < self.config.num_envs
+        return may_be and self.world.any(self.goal.is_near(list(self.returns)), self.compute.torch_device)
 
     def evaluate(self, repetition: int = 0, record: Callable[[], object] = lambda: None) -> Scores:
         """Evaluate the policy in separate environments with other seeds than in training. All processes take part.
@@ -397,6 +395,7 @@ class Session(ABC):
             "running_return": self.running_return_N.tolist(),
             "running_length": self.running_length_N.tolist(),
             "returns": list(self.returns),
+            "first_returns": self.goal.first_returns,
             "lengths": list(self.lengths),
             "last_score": self.last_score,
             "evaluated_at": self.last_evaluation_step,
@@ -439,6 +438,7 @@ class Session(ABC):
         """Restore steps, updates, returns of past episodes, evaluations and time."""
         self.step, self.updates, self.episodes = state["step"], state["updates"], state["games"]
         self.returns.extend(state["returns"])
+        self.goal.record(state.get("first_returns", state["returns"]))  # missing in older checkpoints
         self.lengths.extend(state["lengths"])
         self.last_evaluation_step, self.evaluation_pending = state["evaluated_at"], state["owes_evaluation"]
         if "best" in state:  # not in checkpoints of 0.1

@@ -151,24 +151,30 @@ def test_evaluations_have_their_own_seeds_and_reuse_their_environments(make: Mak
 
 
 @pytest.mark.parametrize(
-    ("goal", "returns", "since", "due"),
+    ("goal", "first", "last", "since", "due"),
     [
-        (10.0, [9.5] * 20, 20_000, True),
-        (10.0, [9.4] * 20, 20_000, False),
-        (10.0, [9.5] * 19, 20_000, False),
-        (10.0, [9.5] * 20, 19_999, False),
-        (10.0, [0.0] * 30 + [9.5] * 20, 30_000, True),
-        (10.0, [20.0] * 30 + [9.0] * 20, 30_000, False),
-        (10.0, [0.0] + [10.0] * 19, 30_000, True),
-        (10.0, [-1.0] + [10.0] * 19, 30_000, False),
-        (None, [9.5] * 20, 20_000, False),
+        (10.0, [-10.0] * 20, [7.0] * 10, 20_000, True),
+        (10.0, [-10.0] * 20, [6.9] * 10, 20_000, False),
+        (10.0, [-10.0] * 20, [7.0] * 10, 19_999, False),
+        (10.0, [-10.0] * 20, [100.0] * 80 + [6.9] * 10, 20_000, False),
+        (10.0, [-10.0] * 20, [-100.0] * 80 + [7.0] * 10, 20_000, True),
+        (10.0, [-10.0] * 9 + [0.0] * 11, [7.9] * 10, 20_000, True),
+        (10.0, [-10.0] * 9 + [0.0] * 11, [7.8] * 10, 20_000, False),
+        (-10.0, [-20.0] * 20, [-11.5] * 10, 20_000, True),
+        (-10.0, [-20.0] * 20, [-11.6] * 10, 20_000, False),
+        (10.0, [12.0] * 20, [10.0] * 10, 20_000, True),
+        (10.0, [12.0] * 20, [9.9] * 10, 20_000, False),
+        (10.0, [12.0] * 19, [], 20_000, False),
+        (None, [9.5] * 20, [9.5] * 10, 20_000, False),
     ],
 )
 def test_an_early_evaluation_is_due_near_the_goal(
-    make: Make, goal: float | None, returns: list[float], since: int, due: bool
+    make: Make, goal: float | None, first: list[float], last: list[float], since: int, due: bool
 ) -> None:
     recorded = make(stop_at_return=goal)
-    recorded.session.returns.extend(returns)
+    recorded.session.returns.extend([*first, *last])
+    for episode_return in (*first, *last):
+        recorded.session.goal.record([episode_return])
     recorded.session.last_evaluation_step = 1_000
     recorded.session.step = 1_000 + since
     assert recorded.session.is_early_evaluation_due() is due
@@ -180,6 +186,7 @@ def test_an_early_evaluation_is_done_between_iterations(make: Make) -> None:
 
     def jump() -> None:
         recorded.session.returns.extend([10.0] * 20)
+        recorded.session.goal.record([10.0] * 20)
         recorded.session.lengths.extend([1] * 20)
         recorded.session.step += 10_000
 
@@ -323,6 +330,7 @@ def test_a_resumed_run_continues_from_its_checkpoint(make: Make, tmp_path: Path)
     assert (second.best.score, second.best.step) == (first.best.score, first.best.step) == (1.5, 20)
     assert (second.step, second.updates, second.episodes) == (52, 13, 10)
     assert (list(second.returns), list(second.lengths)) == (list(first.returns), list(first.lengths))
+    assert second.goal.first_returns == first.goal.first_returns == list(first.returns), "10 episodes, fewer than 20"
     assert second.running_return_N.tolist() == first.running_return_N.tolist() != [0] * 4
     assert second.running_length_N.tolist() == first.running_length_N.tolist() != [0] * 4
     assert second.running_length_N.dtype == first.running_length_N.dtype
@@ -332,6 +340,20 @@ def test_a_resumed_run_continues_from_its_checkpoint(make: Make, tmp_path: Path)
         second.iterate()
     assert again.saves == [64, 80], "no checkpoint at the start of a resumed run"
     assert again.images == []
+
+
+def test_the_first_returns_of_a_run_are_kept(make: Make) -> None:
+    recorded = make(total_steps=400)
+    recorded.train()
+    state = recorded.session.state_dict()
+    assert len(state["returns"]) == 90
+    assert recorded.session.goal.first_returns == state["returns"][:20] == state["first_returns"]
+    older = {name: value for name, value in state.items() if name != "first_returns"}
+    for saved, expected in ((state, state["returns"][:20]), ({**older, "returns": [3.0] * 100}, [3.0] * 20)):
+        session = make(resume=True).session
+        session.load_state_dict(saved)
+        session.goal.record([99.0])
+        assert session.goal.first_returns == expected
 
 
 @pytest.mark.parametrize("has_own", [True, False])
