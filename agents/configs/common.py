@@ -135,7 +135,7 @@ class Settings(RunOptions):
     """Record a video of one episode at each evaluation."""
     stop_at_return: float | None = None
     """Stop training when an evaluation reaches this mean raw return and a second one confirms it; None: never. When the
-    last training episodes are near it, evaluations come every 20,000 steps."""
+    last training episodes are near it, evaluations come every 40,000 steps."""
 
     # --- logging and checkpoints -----------------------------------------------------------------------------------
     log_every_steps: Count = 2_000

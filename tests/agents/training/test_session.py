@@ -153,19 +153,19 @@ def test_evaluations_have_their_own_seeds_and_reuse_their_environments(make: Mak
 @pytest.mark.parametrize(
     ("goal", "first", "last", "since", "due"),
     [
-        (10.0, [-10.0] * 20, [7.0] * 10, 20_000, True),
-        (10.0, [-10.0] * 20, [6.9] * 10, 20_000, False),
-        (10.0, [-10.0] * 20, [7.0] * 10, 19_999, False),
-        (10.0, [-10.0] * 20, [100.0] * 80 + [6.9] * 10, 20_000, False),
-        (10.0, [-10.0] * 20, [-100.0] * 80 + [7.0] * 10, 20_000, True),
-        (10.0, [-10.0] * 9 + [0.0] * 11, [7.9] * 10, 20_000, True),
-        (10.0, [-10.0] * 9 + [0.0] * 11, [7.8] * 10, 20_000, False),
-        (-10.0, [-20.0] * 20, [-11.5] * 10, 20_000, True),
-        (-10.0, [-20.0] * 20, [-11.6] * 10, 20_000, False),
-        (10.0, [12.0] * 20, [10.0] * 10, 20_000, True),
-        (10.0, [12.0] * 20, [9.9] * 10, 20_000, False),
-        (10.0, [12.0] * 19, [], 20_000, False),
-        (None, [9.5] * 20, [9.5] * 10, 20_000, False),
+        (10.0, [-10.0] * 20, [8.0] * 10, 40_000, True),
+        (10.0, [-10.0] * 20, [7.9] * 10, 40_000, False),
+        (10.0, [-10.0] * 20, [8.0] * 10, 39_999, False),
+        (10.0, [-10.0] * 20, [100.0] * 80 + [7.9] * 10, 40_000, False),
+        (10.0, [-10.0] * 20, [-100.0] * 80 + [8.0] * 10, 40_000, True),
+        (10.0, [-10.0] * 9 + [0.0] * 11, [8.6] * 10, 40_000, True),
+        (10.0, [-10.0] * 9 + [0.0] * 11, [8.5] * 10, 40_000, False),
+        (-10.0, [-20.0] * 20, [-11.0] * 10, 40_000, True),
+        (-10.0, [-20.0] * 20, [-11.1] * 10, 40_000, False),
+        (10.0, [12.0] * 20, [10.0] * 10, 40_000, True),
+        (10.0, [12.0] * 20, [9.9] * 10, 40_000, False),
+        (10.0, [12.0] * 19, [], 40_000, False),
+        (None, [9.5] * 20, [9.5] * 10, 40_000, False),
     ],
 )
 def test_an_early_evaluation_is_due_near_the_goal(
@@ -188,10 +188,10 @@ def test_an_early_evaluation_is_done_between_iterations(make: Make) -> None:
         recorded.session.returns.extend([10.0] * 20)
         recorded.session.goal.record([10.0] * 20)
         recorded.session.lengths.extend([1] * 20)
-        recorded.session.step += 10_000
+        recorded.session.step += 20_000
 
     recorded.train(each=jump)
-    assert [evaluation["step"] for evaluation in recorded.evaluations] == [20_008, 20_008]
+    assert [evaluation["step"] for evaluation in recorded.evaluations] == [40_008, 40_008]
 
 
 @pytest.mark.parametrize(

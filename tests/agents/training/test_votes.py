@@ -94,7 +94,7 @@ def test_the_processes_seldom_compare_whether_an_evaluation_is_due_early(make: M
     world = Two(seconds=1.0)
     recorded = make(world=world, stop_at_return=5.0)
     world.recorded.append(recorded)
-    recorded.train(each=lambda: setattr(recorded.session, "last_evaluation_step", -20_000))
+    recorded.train(each=lambda: setattr(recorded.session, "last_evaluation_step", -40_000))
     assert world.compared == [0, 0, *range(16, 81, 4 * ITERATIONS_PER_VOTE)]
 
 
