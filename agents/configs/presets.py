@@ -292,6 +292,7 @@ DEVIATIONS: Mapping[str, tuple[str, ...]] = {
         "an update draws noise for both networks; in the published code the online one keeps that of the last action",
         "priorities are means over both quantile axes; the published code sums over one, which multiplies them by 8",
         "weights are not decayed and a lost life is not terminal, as in the later version of the published code",
+        "a step is always four frames; the published code ends it at the frame in which a life is lost",
     ),
     "data-efficient": (
         _SCORES,
