@@ -17,7 +17,6 @@ updates. Requires the extra `cluster`.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import tempfile
@@ -27,6 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result import print_result
 from zerokara.agents import dqn
 from zerokara.agents.actors import feed, ray_actors
 from zerokara.agents.configs.dqn import Config
@@ -34,7 +34,6 @@ from zerokara.agents.training.start import Resources, make_env
 from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
 from zerokara.core.training_program import choose_compute
 
@@ -145,17 +144,8 @@ def main() -> None:
         for actors, measured in results.items():
             compute = Compute(**measured[0]["compute"]) if measured else None
             measured.append(in_process(actors, arguments, compute))
-    print(
-        json.dumps(
-            {
-                "what": "DQN with actors and in one process",
-                "machine": describe_machine(),
-                "arguments": vars(arguments),
-                "sides": summarize(results),
-            },
-            indent=2,
-        )
-    )
+    what = "DQN with actors and in one process"
+    print_result({"what": what, "arguments": vars(arguments), "sides": summarize(results)})
 
 
 if __name__ == "__main__":

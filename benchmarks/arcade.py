@@ -22,7 +22,6 @@ the compiled library in the cache.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy and torch are imported
 import numpy as np
 import torch
 
+from benchmarks.result import print_result
 from zerokara.agents.qlearning.replay import Replay
 from zerokara.envs.arcade import GAMES, make
 from zerokara.envs.arcade.base import ArcadeEnv
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--startup", action="store_true", help="measure the time of the first environment")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(json.dumps(startup_seconds(options.repetitions) if options.startup else measure(options), indent=2))
+    print_result(startup_seconds(options.repetitions) if options.startup else measure(options))
 
 
 if __name__ == "__main__":

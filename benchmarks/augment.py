@@ -1,7 +1,7 @@
 """Measure the time in milliseconds of each kind of augmentation for one batch on one core. Prints JSON.
 
-    python benchmarks/augment.py
-    python benchmarks/augment.py --batch 128 --channels 3 --side 32
+    python -m benchmarks.augment
+    python -m benchmarks.augment --batch 128 --channels 3 --side 32
 
 The kinds are measured alternately and repeatedly. The minimum is printed, because load from other programs can only
 increase the time. `--process-time` measures CPU time instead of wall-clock time.
@@ -10,7 +10,6 @@ increase the time. `--process-time` measures CPU time instead of wall-clock time
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from typing import Any
@@ -19,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 import torch
 
+from benchmarks.result import print_result
 from zerokara.core.augment import Augment
 
 AFFINE: dict[str, Any] = {"rotation_degrees": 10.0, "shift": 0.08, "scale": 0.1, "shear_degrees": 10.0}
@@ -57,7 +57,7 @@ def main() -> None:
             for _ in range(options.calls):
                 augment.mix(augment(x, generator), target, generator)
             minimum[name] = min(minimum[name], (clock() - begin) / options.calls)
-    print(json.dumps({"images": list(x.shape), "ms": {k: round(1e3 * s, 3) for k, s in minimum.items()}}, indent=2))
+    print_result({"images": list(x.shape), "ms": {k: round(1e3 * s, 3) for k, s in minimum.items()}})
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,12 +32,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.result import print_result
 from benchmarks.seeds import Program
 from benchmarks.shared_backbone import run
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, run_main
-from zerokara.core.machine import describe_machine
 from zerokara.core.models import lite0
 from zerokara.core.process_checkpoints import current_path
 from zerokara.core.report import read_json, write_json
@@ -231,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.minutes > 0:
         raise UserError(f"--minutes must be above 0, got {arguments.minutes:g}.")
     result = compare(TASKS[arguments.task], arguments.minutes, arguments.seeds, extra_args)
-    print(json.dumps({"machine": describe_machine(), **result}, indent=2))
+    print_result(result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compare training images/s of `deep_cnn` in zerokara, in plain PyTorch and in NumPy, in one process. Prints JSON.
 
-    python benchmarks/classify_against_pytorch.py --data mnist --numpy
+    python -m benchmarks.classify_against_pytorch --data mnist --numpy
 
 Sides, all with the same 123,552 parameters, threads and batches of 100:
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -35,10 +34,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.result import print_result
 from zerokara.core.compute import TrainStep
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval
 from zerokara.core.training_program import choose_compute
@@ -377,7 +376,6 @@ def main() -> None:
         "parameters": PARAMETERS,
         "batch_size": BATCH,
         "threads": torch.get_num_threads(),
-        "machine": describe_machine(),
         "compute": reasons,
         "images_per_s": {side: [round(value, 1) for value in values] for side, values in rates.items()},
         "median": {side: round(value, 1) for side, value in medians.items()},
@@ -387,7 +385,7 @@ def main() -> None:
             if side.startswith("ours")
         },
     }
-    print(json.dumps(result, indent=2))
+    print_result(result)
 
 
 if __name__ == "__main__":

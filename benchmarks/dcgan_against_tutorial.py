@@ -1,7 +1,7 @@
 """Compare zerokara's DCGAN with PyTorch's tutorial (pytorch/examples, dcgan), reimplemented here. Prints JSON.
 
-    python benchmarks/dcgan_against_tutorial.py speed
-    python benchmarks/dcgan_against_tutorial.py quality --data mnist --classifier runs/<classifier> --updates 8000
+    python -m benchmarks.dcgan_against_tutorial speed
+    python -m benchmarks.dcgan_against_tutorial quality --data mnist --classifier runs/<classifier> --updates 8000
 
 The tutorial uses eager float32, channels first, sigmoid and BCELoss, and Adam with learning rate 2e-4 and beta1 .5.
 Real and generated images pass through the discriminator separately, each with its own backward pass. The generator's
@@ -35,13 +35,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.result import print_result
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.compute import TrainStep
 from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
-from zerokara.core.machine import describe_machine
 from zerokara.core.training_program import choose_compute
 from zerokara.generative.dcgan import make_learner, probe_step, update
 from zerokara.generative.gan.config import PRESETS, Config
@@ -366,7 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     good.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     arguments, extra_args = parser.parse_known_args(argv)
     measure = speed if arguments.what == "speed" else quality
-    print(json.dumps({"machine": describe_machine(), **measure(arguments, extra_args)}, indent=2))
+    print_result(measure(arguments, extra_args))
 
 
 if __name__ == "__main__":

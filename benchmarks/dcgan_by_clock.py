@@ -63,9 +63,9 @@ from benchmarks.dcgan_against_tutorial import (
 )
 from benchmarks.dcgan_recipes import RECIPES
 from benchmarks.dcgan_scores import PROGRAM, Score, classifier_scores
+from benchmarks.result import print_result
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, run_main
-from zerokara.core.machine import describe_machine
 from zerokara.core.models import lite0
 from zerokara.core.report import read_json, write_json
 from zerokara.core.run_folder import read_config
@@ -393,7 +393,7 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.minutes > 0:
         raise UserError(f"--minutes must be above 0, got {arguments.minutes:g}.")
     measure = {"recipes": compare_recipes, "tutorial": compare_with_tutorial, "mnist": measure_mnist}[arguments.command]
-    print(json.dumps({"machine": describe_machine(), **measure(arguments, extra_args)}, indent=2))
+    print_result(measure(arguments, extra_args))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ a while before the timing. Then the two sides are timed alternately, and the med
 from __future__ import annotations
 
 import argparse
-import json
 
 from benchmarks import alternating, family
+from benchmarks.result import print_result
 from zerokara.agents.configs.dqn import Config
 from zerokara.core.config import run_main
 
@@ -86,7 +86,7 @@ def main() -> None:
     )
     alternating.add_arguments(parser, learn_first=8_000, steps=1_024)
     figures = alternating.alternate({"ours": ours, "stable_baselines3": theirs}, parser.parse_args())
-    print(json.dumps({"what": "training steps/s", **figures}, indent=2))
+    print_result({"what": "training steps/s", **figures})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ time of a reseed is measured separately, and `ratio_settled` is the ratio with t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -28,6 +27,7 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 
 from benchmarks import ale
+from benchmarks.result import print_result
 from zerokara import envs
 from zerokara.agents.qlearning.replay import Replay
 from zerokara.core.machine import usable_cores
@@ -111,25 +111,22 @@ def main() -> None:
     seeding = seed_seconds(theirs, options.num_envs, 15)
     reseed_every_steps = ours.settings["reseed_every_steps"]
     settled = 1 / (1 / median["ours"] + seeding / reseed_every_steps)
-    print(
-        json.dumps(
-            {
-                "env": options.env,
-                "num_envs": options.num_envs,
-                "vector_steps": options.vector_steps,
-                "repetitions": options.repetitions,
-                "replay_writes": options.replay,
-                "settings": dict(ours.settings),
-                "cores": usable_cores(),
-                "ale_py": ale_py.__version__,
-                "steps_per_second": {name: round(value) for name, value in median.items()},
-                "each": {name: [round(value) for value in values] for name, values in speeds.items()},
-                "ratio": round(median["ours"] / median["ale_py"], 3),
-                "seconds_per_seeding": round(seeding, 4),
-                "ratio_settled": round(settled / median["ale_py"], 3),
-            },
-            indent=2,
-        )
+    print_result(
+        {
+            "env": options.env,
+            "num_envs": options.num_envs,
+            "vector_steps": options.vector_steps,
+            "repetitions": options.repetitions,
+            "replay_writes": options.replay,
+            "settings": dict(ours.settings),
+            "cores": usable_cores(),
+            "ale_py": ale_py.__version__,
+            "steps_per_second": {name: round(value) for name, value in median.items()},
+            "each": {name: [round(value) for value in values] for name, values in speeds.items()},
+            "ratio": round(median["ours"] / median["ale_py"], 3),
+            "seconds_per_seeding": round(seeding, 4),
+            "ratio_settled": round(settled / median["ale_py"], 3),
+        }
     )
 
 

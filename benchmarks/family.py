@@ -14,7 +14,6 @@ implementation would need 56 GB for a million) and learning starts after 1,024 s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import tempfile
@@ -28,6 +27,7 @@ import torch
 
 from benchmarks import ale, alternating
 from benchmarks.eager import Peer
+from benchmarks.result import print_result
 from zerokara import envs
 from zerokara.agents import dqn, pqn
 from zerokara.agents.configs import pqn as pqn_config
@@ -36,7 +36,6 @@ from zerokara.agents.training.start import Resources, make_env
 from zerokara.core.compute import TrainStep
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
 from zerokara.core.training_program import choose_compute
 
@@ -167,7 +166,7 @@ def main() -> None:
     if arguments.what == "pqn":
         os.environ.setdefault(*pqn.SPIN)  # as agents.pqn does; the emulators alone do not use OpenMP threads
     figures = alternating.alternate(comparison.sides, arguments)
-    print(json.dumps({"what": comparison.what, "machine": describe_machine(), **figures}, indent=2))
+    print_result({"what": comparison.what, **figures})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measure the wall-clock time until a DQN agent reaches a target return, with several seeds. Prints JSON.
 
-    python benchmarks/learn.py pong                # ALE/Pong-v5 to a return of 18, three seeds
-    python benchmarks/learn.py arcade --seeds 1    # each arcade game to 95% of the scripted expert's return
+    python -m benchmarks.learn pong                # ALE/Pong-v5 to a return of 18, three seeds
+    python -m benchmarks.learn arcade --seeds 1    # each arcade game to 95% of the scripted expert's return
 
 The time is that of the whole program, including start-up, hardware probe, compilation, evaluations and videos. A run
 ends when the mean unclipped return of 30 full episodes at epsilon .001 reaches the target and 30 further episodes
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.result import print_result
 from zerokara.core.config import UserError, run_main
 from zerokara.core.metrics import read_metrics
 from zerokara.core.report import read_json
@@ -99,7 +100,7 @@ def main() -> None:
                 "runs": runs,
             }
         )
-    print(json.dumps(results, indent=2))
+    print_result({"what": "minutes to a target return", "games": results})
 
 
 if __name__ == "__main__":

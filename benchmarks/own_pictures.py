@@ -1,6 +1,6 @@
 """Measure the error of vision.predict on simulated photographs of handwritten digits. Prints JSON.
 
-    python benchmarks/own_pictures.py runs/<a run on MNIST> --number 300
+    python -m benchmarks.own_pictures runs/<a run on MNIST> --number 300
 
 Validation images of MNIST (neither training nor test images) are converted to photographs of ink on paper: enlarged,
 off-center, shaded, noisy. Each kind is preprocessed as in vision.predict, and with its option --as-is.

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,10 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.result import print_result
 from zerokara.core.backbones.r3 import R3, Block, resize_bilinear
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
-from zerokara.core.machine import describe_machine
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.learner import make_discriminator, make_generator
 from zerokara.generative.gan.networks import Discriminator, R3Generator
@@ -218,13 +217,12 @@ def main(argv: list[str] | None = None) -> None:
     compute = dataclasses.replace(compute, channels_last=arguments.channels_last)
     result = {
         "what": f"milliseconds of {'CPU' if arguments.cpu_time else 'wall-clock'} time",
-        "machine": describe_machine(),
         "arguments": vars(arguments),
         "networks": [
             measure(arguments, compute, size, width) for size in arguments.image_sizes for width in arguments.widths
         ],
     }
-    print(json.dumps(result, indent=2))
+    print_result(result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measure the resident memory of a replay buffer of a million Atari transitions while it is filled. Prints JSON.
 
-    python benchmarks/replay_memory.py
+    python -m benchmarks.replay_memory
 
 Frames are random, so that no zero pages are shared. Resident memory includes the cached pages of memory-mapped files.
 """
@@ -8,7 +8,6 @@ Frames are random, so that no zero pages are shared. Resident memory includes th
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import psutil
 import torch
 
+from benchmarks.result import print_result
 from zerokara.agents.qlearning.replay import Replay
 from zerokara.core.config import run_main
 
@@ -57,17 +57,14 @@ def main() -> None:
                 replay.sample(256)
                 peak = max(peak, process.memory_info().rss)
         seconds = time.perf_counter() - began
-    print(
-        json.dumps(
-            {
-                "what": "resident memory above the start, while a replay fills",
-                "arguments": vars(arguments),
-                "announced_gb": round(replay.bytes / 1e9, 3),
-                "resident_gb": round((peak - before) / 1e9, 3),
-                "transitions_per_s": round(3 * arguments.capacity / 2 / seconds),
-            },
-            indent=2,
-        )
+    print_result(
+        {
+            "what": "resident memory above the start, while a replay fills",
+            "arguments": vars(arguments),
+            "announced_gb": round(replay.bytes / 1e9, 3),
+            "resident_gb": round((peak - before) / 1e9, 3),
+            "transitions_per_s": round(3 * arguments.capacity / 2 / seconds),
+        }
     )
 
 

@@ -14,7 +14,6 @@ other numbers of processes, and slow links.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks import alternating
+from benchmarks.result import print_result
 from benchmarks.scaling import jobs
 from benchmarks.scaling.group import ADDRESS, make_store, torchrun_variables
 from zerokara.core.distributed import World
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if jobs.JOBS[job].unit == "images":
             rates = figures[job]["median"].items()
             figures[job]["images_per_s"] = {name: round(rate * arguments.batch_size, 1) for name, rate in rates}
-    print(json.dumps(figures, indent=2))
+    print_result(figures)
 
 
 if __name__ == "__main__":

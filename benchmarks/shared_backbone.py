@@ -1,7 +1,7 @@
 """Compare DQN with a backbone pretrained as a GAN discriminator to DQN trained from scratch. Prints JSON.
 
-    python benchmarks/shared_backbone.py
-    python benchmarks/shared_backbone.py --env zerokara/Shooter-v0 --seeds 1 2 3 4 5 --total-steps 100000
+    python -m benchmarks.shared_backbone
+    python -m benchmarks.shared_backbone --env zerokara/Shooter-v0 --seeds 1 2 3 4 5 --total-steps 100000
 
 For each seed, a DCGAN is trained on stacks of four frames of a random policy. Its discriminator has the backbone
 `dcgan`, no normalization, and R1 regularization. Then the same agent is trained twice with the same seed and backbone:
@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result import print_result
 from zerokara.core.config import UserError, run_main
-from zerokara.core.machine import describe_machine
 from zerokara.core.metrics import read_metrics
 
 # At full width, the discriminator needs a hundred times the arithmetic of the agent's default backbone.
@@ -126,7 +126,6 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     gains = [one["shared"]["mean_over_training"] - one["fresh"]["mean_over_training"] for one in results]
     return {
         "what": f"mean raw return on {arguments.env}, {arguments.games} episodes per evaluation",
-        "machine": describe_machine(),
         "arguments": vars(arguments),
         "trunk": f"dcgan of width {WIDTH}, no normalization",
         "frames_of_the_eye": arguments.frames,
@@ -151,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--games", type=int, default=30, help="episodes per evaluation")
     parser.add_argument("--aim", type=float, default=None, help="target return")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
-    print(json.dumps(compare(parser.parse_args(argv)), indent=2))
+    print_result(compare(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":
