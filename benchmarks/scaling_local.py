@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if jobs.JOBS[job].unit == "images":
             rates = figures[job]["median"].items()
             figures[job]["images_per_s"] = {name: round(rate * arguments.batch_size, 1) for name, rate in rates}
-    print_result(figures)
+    print_result({"what": "updates/s of two processes", "jobs": figures})
 
 
 if __name__ == "__main__":

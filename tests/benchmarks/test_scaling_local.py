@@ -17,7 +17,7 @@ TINY = (
 @pytest.mark.parametrize("job", ["classify", "dcgan"])
 def test_the_pairs_are_measured_in_turns(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     scaling_local.main(["--jobs", job, *TINY])
-    (result,) = json.loads(capsys.readouterr().out).values()
+    result = json.loads(capsys.readouterr().out)["jobs"][job]
     together, independent = (result["compute"][name] for name in ("together", "independent"))
     assert together == [f"float32 channels_last, process {rank} of 2" for rank in (1, 2)]
     assert independent == ["float32 channels_last, process 1 of 1"] * 2
