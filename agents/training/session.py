@@ -72,7 +72,7 @@ class Session(ABC):
         self.running_return_N = np.zeros(self.num_envs)
         self.running_length_N = np.zeros(self.num_envs, np.int64)
         self.counted_N = np.ones(self.num_envs, bool)  # environments whose episodes enter `returns` and `lengths`
-        self.returns, self.lengths = deque[float](maxlen=100), deque[int](maxlen=100)  # raw, of the last complete episodes
+        self.returns, self.lengths = deque[float](maxlen=100), deque[int](maxlen=100)  # raw, of the last episodes
         self.last_score: float | None = None  # mean raw return of the last evaluation
         self.best, self.goal = BestAgent(run), Goal(config.stop_at_return)
         self.evaluation_pending = self.video_pending = False  # True after an interrupted one; repeated after resuming
